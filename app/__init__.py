@@ -1,3 +1,41 @@
 """Transpector looks inside transformer language models: see every head, ablate, freeze and patch any activation."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+# Public names, each imported when it is first asked for (PEP 562): `import transpector` alone costs nothing.
+_HOME = {
+    "Ablate": "state.interventions",
+    "Dashboard": "dashboard",
+    "Freeze": "state.interventions",
+    "Intervention": "state.interventions",
+    "InterventionError": "state.errors",
+    "Metric": "state.metric",
+    "Model": "state.models",
+    "ModelError": "state.errors",
+    "Patch": "state.interventions",
+    "Question": "state.interventions",
+    "Run": "state.run",
+    "Session": "state.session",
+    "Site": "state.sites",
+    "SiteError": "state.errors",
+    "TextError": "state.errors",
+    "TranspectorError": "state.errors",
+    "from_json": "state.interventions",
+    "inspect": "notebook",
+    "load_model": "state.models",
+    "to_json": "state.interventions",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'transpector' has no attribute {name!r}")
+    return getattr(import_module(f"transpector.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

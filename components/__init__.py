@@ -1,0 +1,1 @@
+"""Components: views, numpy in and Panel out."""

@@ -1,0 +1,1 @@
+"""State: the model and the question, without a page."""

@@ -1,0 +1,42 @@
+"""History: the interventions as they were, for undo and redo."""
+
+from collections.abc import Iterable
+
+from transpector.state.interventions import Intervention
+
+
+class History:
+    """A line of lists of interventions with a place in it; a new list cuts off what was undone."""
+
+    def __init__(self, first: Iterable[Intervention] = ()):
+        self._lists: list[tuple[Intervention, ...]] = [tuple(first)]
+        self._at = 0
+
+    @property
+    def now(self) -> tuple[Intervention, ...]:
+        """The list at the present place."""
+        return self._lists[self._at]
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is an earlier list."""
+        return self._at > 0
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a list that was undone."""
+        return self._at + 1 < len(self._lists)
+
+    def push(self, interventions: Iterable[Intervention]) -> None:
+        """Go on to a new list, unless it is the present one."""
+        new = tuple(interventions)
+        # Names do not count when interventions are compared, but a change of name can be undone too.
+        if new == self.now and [i.name for i in new] == [i.name for i in self.now]:
+            return
+        self._lists[self._at + 1 :] = [new]
+        self._at += 1
+
+    def step(self, by: int) -> tuple[Intervention, ...]:
+        """Go back or forth, as far as there is anything, and return the list there."""
+        self._at = max(0, min(self._at + by, len(self._lists) - 1))
+        return self.now

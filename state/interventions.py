@@ -1,0 +1,289 @@
+"""Interventions: changes to the forward pass, as values that print, compare and travel as JSON."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from transpector.state.errors import InterventionError
+from transpector.state.sites import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a causal mask leaves in attention scores lies far below; no real score does, in any dtype.
+MASKED_BELOW = -3e4
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a run answers: token ids [pos] and the interventions in force.
+
+    ``bos`` says whether texts that interventions name begin with the model's BOS token.
+    """
+
+    token_ids: tuple[int, ...]
+    interventions: "tuple[Intervention, ...]" = ()
+    bos: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "token_ids", tuple(int(i) for i in self.token_ids))
+        object.__setattr__(self, "interventions", active(self.interventions))
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """A change to the forward pass at a site; ``enabled`` switches it off without removing it."""
+
+    _: KW_ONLY
+    name: str = field(default="", compare=False)
+    enabled: bool = True
+
+    site: ClassVar[Site]
+    verb: ClassVar[str]
+
+    def __post_init__(self):
+        for part in fields(self):
+            if isinstance(value := getattr(self, part.name), str) and part.name in (
+                "site",
+                "target",
+                "source",
+            ):
+                object.__setattr__(self, part.name, Site.parse(value))
+
+    @property
+    def source_site(self) -> Site | None:
+        """The site whose value this reads, if it reads one."""
+        return None
+
+    def origin(self, question: Question, tokenize: "Callable[[str, bool], Sequence[int]]") -> Question | None:
+        """The other question whose run this reads from, if any, when it is part of ``question``."""
+        return None
+
+    def apply(self, whole: "Tensor", source: "Tensor | None") -> "Tensor":
+        """Return ``whole`` [..., *axes of the kind] changed at the site; ``source`` is the whole activation read."""
+        raise NotImplementedError
+
+    def notes(self, n_pos: int, source_n_pos: int | None) -> str:
+        """What the user should know about this intervention on a text of ``n_pos`` tokens; usually nothing."""
+        return ""
+
+    @property
+    def what(self) -> str:
+        """What is done at the site, in a few words."""
+        raise NotImplementedError
+
+    def _written(self, whole: "Tensor", value: "Tensor | float") -> "Tensor":
+        out = whole.clone()  # hooked tensors share storage with others, so never write in place
+        out[(..., *self.site.index)] = value
+        return out
+
+
+@dataclass(frozen=True)
+class Ablate(Intervention):
+    """Replace a site's value by zero, or by its mean over the positions of the baseline run.
+
+    For ``pattern`` the mean is over query positions, so a query may weigh later keys; for ``scores`` it is over
+    the queries that can see the key, and what a query can't see stays hidden.
+    """
+
+    site: Site
+    how: Literal["zero", "mean"] = "zero"
+    verb: ClassVar[str] = "ablate"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.how not in ("zero", "mean"):
+            raise InterventionError(f"Ablate how={self.how!r}: use 'zero' or 'mean'.")
+
+    @property
+    def source_site(self) -> Site | None:
+        return replace(self.site, position=None) if self.how == "mean" else None
+
+    def origin(self, question, tokenize):
+        return replace(question, interventions=()) if self.how == "mean" else None
+
+    def apply(self, whole, source):
+        if self.how == "zero":
+            return self._written(whole, 0.0)
+        axis = self.site.position_axis
+        if self.site.kind == "scores":
+            seen = source > MASKED_BELOW
+            mean = source.masked_fill(~seen, 0).sum(axis, keepdim=True) / seen.sum(axis, keepdim=True).clamp(
+                min=1
+            )
+        else:
+            mean = source.mean(axis, keepdim=True)
+        return self._written(whole, mean.expand(source.shape)[self.site.index])
+
+    @property
+    def what(self) -> str:
+        return self.how
+
+
+@dataclass(frozen=True)
+class Freeze(Intervention):
+    """Hold the value that a site has in the run at hand, while the text or other interventions change.
+
+    ``held`` is that run's question; a Session fills it in when the intervention is set. Left None, the value is
+    the baseline's. On a text of another length the overlapping positions are held.
+    """
+
+    site: Site
+    held: Question | None = None
+    verb: ClassVar[str] = "freeze"
+
+    @property
+    def source_site(self) -> Site:
+        return self.site
+
+    def origin(self, question, tokenize):
+        return self.held or replace(question, interventions=())
+
+    def apply(self, whole, source):
+        axis = self.site.position_axis
+        n_pos = whole.shape[axis - len(self.site.axes_of_kind)]
+        if self.site.position is not None or source.shape[axis] == n_pos:
+            wanted, held = _kept_shape(whole, self.site), _kept_shape(source, self.site)
+            if wanted != held:
+                raise InterventionError(
+                    f"Freeze {self.site}: it holds shape {held}, here it is {wanted}. "
+                    "Freeze it again on this text, or freeze all positions."
+                )
+            return self._written(whole, source[self.site.index])
+        overlap = min(n_pos, source.shape[axis])
+        both = [
+            slice(0, overlap) if name in ("pos", "query", "key") else slice(None)
+            for name in self.site.axes_of_kind
+        ]
+        index = tuple(
+            whole_axis if at == slice(None) else at
+            for whole_axis, at in zip(both, self.site.index, strict=True)
+        )
+        out = whole.clone()
+        out[(..., *index)] = source[index]
+        return out
+
+    def notes(self, n_pos, source_n_pos):
+        if source_n_pos in (None, n_pos) or self.site.position is not None:
+            return ""
+        return f"{self.site} is held at positions 0 to {min(n_pos, source_n_pos) - 1}: the frozen text has {source_n_pos} tokens, this one {n_pos}."
+
+    @property
+    def what(self) -> str:
+        return "hold"
+
+
+@dataclass(frozen=True)
+class Patch(Intervention):
+    """Write into ``target`` what ``source`` holds in the run on ``text``, without interventions.
+
+    Without a text the source is read in this same run, where it must be upstream. Shapes must agree.
+    """
+
+    target: Site
+    source: Site
+    text: str | None = None
+    verb: ClassVar[str] = "patch"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.text is not None:
+            return
+        if self.source == self.target:
+            raise InterventionError(
+                f"Patch {self.target} from itself in the same run changes nothing. Give a text, or another source."
+            )
+        if self.source.tensor != self.target.tensor and self.source.rank >= self.target.rank:
+            raise InterventionError(
+                f"Patch {self.target} from {self.source}: the source is not upstream of the target in the same run. "
+                "Choose an earlier source, or patch from another text."
+            )
+
+    @property
+    def site(self) -> Site:
+        """The target."""
+        return self.target
+
+    @property
+    def source_site(self) -> Site:
+        return self.source
+
+    def origin(self, question, tokenize):
+        return (
+            None
+            if self.text is None
+            else Question(tuple(tokenize(self.text, question.bos)), (), question.bos)
+        )
+
+    def apply(self, whole, source):
+        value = source[(..., *self.source.index)]
+        wanted, given = _kept_shape(whole, self.target), _kept_shape(source, self.source)
+        if wanted != given:
+            raise InterventionError(
+                f"Patch {self.target} from {self.source}: the target has shape {wanted}, the source {given}. "
+                "Use texts of the same number of tokens, or name positions (as in L2.resid_pre@-1)."
+            )
+        return self._written(whole, value)
+
+    @property
+    def what(self) -> str:
+        return f"from {self.source}" + ("" if self.text is None else f" on “{self.text}”")
+
+
+def _kept_shape(whole: "Tensor", site: Site) -> tuple[int, ...]:
+    """Shape of the site's part of ``whole``, batch left out."""
+    n_axes = sum(isinstance(at, slice) for at in site.index)
+    shape = whole[(..., *site.index)].shape
+    return tuple(shape[len(shape) - n_axes :])
+
+
+_VERBS: dict[str, type[Intervention]] = {cls.verb: cls for cls in (Ablate, Freeze, Patch)}
+
+
+def active(interventions: Iterable[Intervention]) -> tuple[Intervention, ...]:
+    """The interventions that are switched on, in order."""
+    return tuple(i for i in interventions if i.enabled)
+
+
+def to_json(interventions: Iterable[Intervention]) -> str:
+    """Print interventions as a JSON list, which :func:`from_json` reads back equal."""
+    return json.dumps([_plain(i) for i in interventions], ensure_ascii=False)
+
+
+def from_json(text: str) -> tuple[Intervention, ...]:
+    """Read interventions from JSON; raises InterventionError, or SiteError for a site."""
+    try:
+        rows = json.loads(text)
+        return tuple(_intervention(row) for row in rows)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InterventionError(
+            f"These are no interventions: {error}. Expected a JSON list as Transpector saves it."
+        ) from error
+
+
+def _plain(intervention: Intervention) -> dict[str, Any]:
+    row: dict[str, Any] = {"do": intervention.verb}
+    for part in fields(intervention):
+        value = getattr(intervention, part.name)
+        if isinstance(value, Site):
+            value = str(value)
+        elif isinstance(value, Question):
+            value = {
+                "token_ids": list(value.token_ids),
+                "interventions": [_plain(i) for i in value.interventions],
+                "bos": value.bos,
+            }
+        row[part.name] = value
+    return row
+
+
+def _intervention(row: dict[str, Any]) -> Intervention:
+    row = dict(row)
+    cls = _VERBS[row.pop("do")]
+    if row.get("held"):
+        held = row["held"]
+        row["held"] = Question(
+            held["token_ids"], tuple(_intervention(i) for i in held["interventions"]), held["bos"]
+        )
+    return cls(**row)

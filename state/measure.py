@@ -1,0 +1,122 @@
+"""Measure: derived numbers of a run, computed for what is shown; numpy out. On the model's worker where they read weights."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transpector.state.run import Run
+
+MAX_SIDE = 64  # px of a thumbnail; more would be sent than a contact sheet can show
+
+
+def thumbnails(
+    run: "Run", side: int = MAX_SIDE
+) -> tuple[UInt8[np.ndarray, "layer head side side"], Float[np.ndarray, "layer head"], int]:
+    """Every head's pattern as bytes (255 is probability 1), each head's maximum, and positions a cell.
+
+    Patterns longer than ``side`` are pooled by their maximum, layer by layer, so no whole stack is ever in memory.
+    """
+    stride = -(-run.n_pos // side)
+    cells = -(-run.n_pos // stride)
+    out = np.zeros((run.model.spec.n_layers, run.model.spec.n_heads, cells, cells), np.uint8)
+    maxima = np.zeros(out.shape[:2], np.float32)
+    for layer in range(len(out)):
+        pattern = run.tensor(("pattern", layer)).float()
+        maxima[layer] = pattern.amax((-1, -2)).cpu().numpy()
+        if stride > 1:
+            padding = cells * stride - run.n_pos
+            pattern = torch.nn.functional.pad(pattern, (0, padding, 0, padding))
+            pattern = pattern.unflatten(-1, (cells, stride)).unflatten(-3, (cells, stride)).amax((-1, -3))
+        out[layer] = as_bytes(pattern)
+    return out, maxima, stride
+
+
+def as_bytes(probability: Tensor) -> np.ndarray:
+    """Probabilities as bytes, 255 for 1; only what rounds to nothing becomes 0."""
+    return (probability.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def strip_patterns(run: "Run", layer: int, head: int) -> UInt8[np.ndarray, "3 query key"]:
+    """Attention of a head, the mean of its layer's heads, and the mean of all heads, as bytes."""
+    mean = sum(run.tensor(("pattern", at)).float().mean(0) for at in range(run.model.spec.n_layers))
+    of_layer = run.tensor(("pattern", layer)).float()
+    return as_bytes(torch.stack([of_layer[head], of_layer.mean(0), mean / run.model.spec.n_layers]))
+
+
+def predicted(run: "Run") -> list[tuple[str, float]]:
+    """The likeliest next token at each position, with its probability."""
+    logits = run.logits.float()
+    best, token = logits.max(-1)
+    probability = (best - logits.logsumexp(-1)).exp()
+    return list(zip(run.model.pieces(token.tolist()), probability.tolist(), strict=True))
+
+
+def head_result(run: "Run", layer: int, head: int) -> Float[Tensor, "pos d_model"]:
+    """What a head writes: z @ W_O, before the layer's output bias and, where there is one, its post norm."""
+    w_o = run.model.bridge.blocks[layer].attn.W_O[head]  # [d_head, d_model]
+    return (run.tensor(("z", layer))[:, head] @ w_o.to(run.logits.device)).float()
+
+
+def result_norm(run: "Run", layer: int, head: int) -> Float[np.ndarray, " pos"]:
+    """Norm of what a head writes, by position."""
+    return head_result(run, layer, head).norm(dim=-1).cpu().numpy()
+
+
+def head_tokens(
+    run: "Run", layer: int, head: int, position: int, k: int = 5
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The tokens that a head's result at a position promotes and suppresses most, in logits about their mean.
+
+    Direct effect only: the result through the final norm, its divisor as it was in this run, and the unembedding
+    (direct logit attribution; Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+    """
+    direct = to_logits(
+        run, _post_normed(run, layer, head_result(run, layer, head)[run.at(position)], position), position
+    )
+    top, bottom = direct.topk(k), direct.topk(k, largest=False)
+    return tuple(
+        list(zip(run.model.pieces(best.indices.tolist()), best.values.tolist(), strict=True))
+        for best in (top, bottom)
+    )
+
+
+def to_logits(run: "Run", part: Float[Tensor, " d_model"], position: int) -> Float[Tensor, " d_vocab"]:
+    """What a part of the last residual at a position adds to the logits, about their mean over the vocabulary."""
+    bridge = run.model.bridge
+    gain, centred = norm_gain(bridge.ln_final, part.shape[-1])
+    part = part - part.mean() if centred else part
+    scale = run.tensor(("final_scale", None))[position].float()
+    weight = bridge.W_U
+    logits = ((part * gain / scale).to(weight.dtype) @ weight).float()
+    return logits - logits.mean()
+
+
+def norm_gain(norm: torch.nn.Module, d_model: int) -> tuple[Float[Tensor, " d_model"], bool]:
+    """The weight that a norm multiplies by, and whether it subtracts the mean first; found by asking it.
+
+    Norms differ in how they keep their weight (Gemma's adds one to it), but not in what they do to ±1.
+    """
+    weight = next(norm.parameters())
+    signs = torch.ones(1, 1, d_model, device=weight.device, dtype=weight.dtype)
+    signs[..., 1::2] = -1
+    large = signs * 64  # large beside any epsilon
+    gain = (norm(large) - norm(-large)) / 2 * signs
+    centred = torch.allclose(norm(large + 64), norm(large), atol=1e-2)
+    return gain[0, 0].float(), centred
+
+
+def _post_normed(run: "Run", layer: int, part: Tensor, position: int) -> Tensor:
+    block = run.model.bridge.blocks[layer]
+    post = getattr(block, "ln1_post", None)
+    if post is None:
+        return part
+    # Where attention's output is normed before it is added, each head's share is scaled alike.
+    whole = run.tensor(("z", layer))[run.at(position)].flatten() @ block.attn.W_O.flatten(0, 1)
+    gain, centred = norm_gain(post, part.shape[-1])
+    if centred:
+        part, whole = part - part.mean(), whole - whole.mean()
+    return part * gain / whole.float().pow(2).mean().sqrt()

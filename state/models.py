@@ -1,0 +1,214 @@
+"""Model: a language model ready to be looked into, with its worker, its self-test's verdict and its recent runs."""
+
+import gc
+import hashlib
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transpector.state.cache import RunCache
+from transpector.state.catalogue import resolve
+from transpector.state.errors import Cancelled, InterventionError, ModelError, TextError
+from transpector.state.health import self_test
+from transpector.state.interventions import Intervention, Question
+from transpector.state.loading import boot, load_weights
+from transpector.state.run import KEPT_KINDS, Run, forward
+from transpector.state.spec import ModelSpec, describe_config
+from transpector.state.tokens import Tokens
+from transpector.state.wiring import Address
+from transpector.state.worker import Worker
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+class Model:
+    """A model in memory. Everything that touches its weights goes through ``worker``, one job at a time."""
+
+    def __init__(
+        self, name: str, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec
+    ):
+        self.name = name
+        self.bridge = bridge
+        self.text = Tokens(tokenizer)
+        self.runs = RunCache()
+        self.worker = Worker(name)
+        weakref.finalize(self, self.worker.stop)
+        bridge.requires_grad_(False)
+        _use_native_norms(bridge)
+        self.spec, self.wiring, self.health = self.worker.call(lambda: self_test(bridge, spec))
+        # What is loaded stays: the collector need not walk it again, which would stall the page for 0.3 s.
+        gc.collect()
+        gc.freeze()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.spec.n_layers} layers × {self.spec.n_heads} heads, {self.health.level}>"
+
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token as the text it stands for."""
+        return self.text.pieces(ids)
+
+    def tokenize(self, text: str, bos: bool | None = None) -> list[int]:
+        """Ids of a text, checked against the context length; ``bos`` None does as the model's tokenizer does.
+
+        Raises TextError if the text is empty or too long.
+        """
+        return self.checked(self.text.encode(text, self.text.adds_bos if bos is None else bos))
+
+    def checked(self, token_ids: Iterable[int]) -> list[int]:
+        """The ids, if this model can read them; raises TextError if it can't."""
+        ids = [int(i) for i in token_ids]
+        if not ids:
+            raise TextError("There is no token to read. Type a text.")
+        if self.spec.n_ctx and len(ids) > self.spec.n_ctx:
+            raise TextError(
+                f"The text has {len(ids):,} tokens; this model reads at most {self.spec.n_ctx:,}. Shorten it."
+            )
+        if outside := [i for i in ids if not 0 <= i < self.spec.d_vocab]:
+            raise TextError(
+                f"Token id {outside[0]} is outside this model's vocabulary of {self.spec.d_vocab:,}."
+            )
+        return ids
+
+    def check(self, interventions: Iterable[Intervention], n_pos: int) -> None:
+        """Raise SiteError or InterventionError for what this model, on ``n_pos`` tokens, can't do."""
+        for intervention in interventions:
+            site, source = intervention.site, intervention.source_site
+            site.check(self.spec, n_pos)
+            if not self.health.can_write(site.kind):
+                raise InterventionError(
+                    f"{site} can't be changed here: {self.health.abilities[site.kind].reason}"
+                )
+            if source is None:
+                continue
+            source.check(self.spec)
+            if not self.health.can_read(source.kind):
+                raise InterventionError(
+                    f"{source} can't be read here: {self.health.abilities[source.kind].reason}"
+                )
+
+    def run(
+        self,
+        question: Question,
+        *,
+        keep: Iterable[Address] = (),
+        cancelled: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] = lambda layer: None,
+    ) -> Run:
+        """The answer to a question, from the cache or by a pass on the worker, which this waits for.
+
+        ``keep`` is what the run must hold beside ``KEPT_KINDS``. Raises TranspectorError, or Cancelled.
+        """
+        return self.worker.call(lambda: self.answer(question, frozenset(keep), cancelled, progress))
+
+    def answer(
+        self,
+        question: Question,
+        keep: frozenset[Address] = frozenset(),
+        cancelled: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] = lambda layer: None,
+    ) -> Run:
+        """The same on the worker's own thread: the other runs that interventions read from come first."""
+        known = self.runs.get(question)
+        if known is not None and keep <= known.activations.keys():
+            return known
+        self.checked(question.token_ids)
+        self.check(question.interventions, len(question.token_ids))
+        sources, notes = {}, []
+        for intervention in question.interventions:
+            origin = intervention.origin(question, self.tokenize)
+            if origin is None:
+                continue
+            site = intervention.source_site
+            site.check(self.spec, len(origin.token_ids))
+            # One read from the very question that it is part of would never end.
+            if intervention in origin.interventions:
+                raise InterventionError(f"{intervention.verb} {intervention.site} reads from its own run.")
+            run = self.answer(origin, frozenset([site.tensor]) & self._unkept, cancelled)
+            sources[intervention] = run.tensor(site.tensor)
+            notes.append(intervention.notes(len(question.token_ids), run.n_pos))
+        if known is not None:  # what was kept for somebody before is kept on
+            keep |= known.activations.keys()
+        run = forward(
+            self,
+            question,
+            sources=sources,
+            notes=filter(None, notes),
+            keep=keep,
+            cancelled=cancelled,
+            progress=progress,
+        )
+        self.runs.put(run)
+        return run
+
+    @property
+    def _unkept(self) -> frozenset[Address]:
+        kinds = [kind for kind in self.health.abilities if kind not in (*KEPT_KINDS, "resid_mid")]
+        layers = range(self.spec.n_layers)
+        return frozenset([("embed", None), *((kind, layer) for kind in kinds for layer in layers)])
+
+    def fingerprint(self) -> str:
+        """A short digest of name, shape and a sample of the weights: equal for equal models."""
+        digest = hashlib.sha256(repr((self.name, self.spec.architecture, self.spec.n_params)).encode())
+        for _, weight in sorted(self.bridge.original_model.state_dict().items())[:8]:
+            digest.update(weight.flatten()[:64].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_model(
+    name: "str | TransformerBridge" = "builtin",
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    progress: Callable[[str, float | None], None] = lambda stage, fraction: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Model:
+    """Load a model: "builtin", a Hugging Face id, a directory, a .gguf file, or a TransformerBridge of yours.
+
+    Raises ModelError with a remedy, or Cancelled.
+    """
+    if not isinstance(name, str):
+        return _adopt(name)
+    entry = resolve(name)
+    hf_model, tokenizer, spec = load_weights(entry, device, dtype, progress, cancelled)
+    progress("preparing hooks", None)
+    bridge = boot(hf_model, tokenizer, entry.name)
+    if cancelled():
+        raise Cancelled
+    progress("testing what can be changed", None)
+    model = Model(entry.name, bridge, tokenizer, spec)
+    if model.health.level == "broken":
+        _log.warning("%s: %s", name, model.health.reasons)
+    return model
+
+
+def _use_native_norms(bridge: "TransformerBridge") -> None:
+    """Have LayerNorms computed by the model's own code; the bridge's differs from it in the last bits."""
+    for module in bridge.modules():
+        if hasattr(module, "use_native_layernorm_autograd"):
+            module.use_native_layernorm_autograd = True
+
+
+def _adopt(bridge: Any) -> Model:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    if not isinstance(bridge, TransformerBridge):
+        raise ModelError(
+            f"Transpector can't open a {type(bridge).__name__}. Give a name, a path or a TransformerBridge."
+        )
+    if bridge.tokenizer is None:
+        raise ModelError("This TransformerBridge has no tokenizer. Boot it with tokenizer=.")
+    weight = next(bridge.original_model.parameters())
+    n_params = sum(parameter.numel() for parameter in bridge.original_model.parameters())
+    spec = describe_config(
+        bridge.cfg.model_name,
+        bridge.original_model.config.to_dict(),
+        n_params,
+        str(weight.device),
+        str(weight.dtype).removeprefix("torch."),
+    )
+    return Model(bridge.cfg.model_name, bridge, bridge.tokenizer, spec)

@@ -1,0 +1,144 @@
+"""Run: what one hooked forward pass saw."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from transpector.state.errors import SiteError
+from transpector.state.interventions import Intervention, Question
+from transpector.state.sites import Site
+from transpector.state.wiring import Address, Pass, addresses
+
+if TYPE_CHECKING:
+    from transpector.state.models import Model
+
+# What most views need; 21 MB for 64 tokens of a model of 30 layers × 576.
+KEPT_KINDS = ("resid_pre", "attn_out", "mlp_out", "z", "pattern")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One forward pass: its question, logits and stored activations. A value: nothing in it changes.
+
+    ``logits`` is [pos, d_vocab]; ``activations`` are by (kind, layer), axes as in ``sites.AXES``, in the model's
+    dtype on its device. ``ms`` is the time of the pass; ``notes`` say what the user should know about it.
+    """
+
+    model: "Model"
+    question: Question
+    logits: Float[Tensor, "pos d_vocab"] = field(repr=False)
+    activations: Mapping[Address, Tensor] = field(repr=False)
+    ms: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions in force, in order."""
+        return self.question.interventions
+
+    @property
+    def token_ids(self) -> Int[np.ndarray, " pos"]:
+        """The ids of the text's tokens."""
+        return np.array(self.question.token_ids)
+
+    @property
+    def n_pos(self) -> int:
+        """Number of tokens."""
+        return len(self.question.token_ids)
+
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """The text's tokens as strings; bytes that are no text on their own as ‹E2 80›."""
+        return self.model.pieces(self.question.token_ids)
+
+    @cached_property
+    def loss(self) -> Float[np.ndarray, " pos-1"]:
+        """Cross-entropy in nats of each token given those before it; float32."""
+        targets = torch.tensor(self.question.token_ids[1:], device=self.logits.device)
+        return (
+            torch.nn.functional.cross_entropy(self.logits[:-1].float(), targets, reduction="none")
+            .cpu()
+            .numpy()
+        )
+
+    def log_probs(self, position: int) -> Float[Tensor, " d_vocab"]:
+        """Log-probabilities in nats of the token after ``position``."""
+        return self.logits[self.at(position)].float().log_softmax(-1)
+
+    def next_tokens(self, position: int = -1, k: int = 5) -> list[tuple[str, float]]:
+        """The k likeliest tokens after ``position``, with their probabilities."""
+        top = self.log_probs(position).topk(min(k, self.logits.shape[-1]))
+        return list(zip(self.model.pieces(top.indices.tolist()), top.values.exp().tolist(), strict=True))
+
+    def pattern(self, layer: int, head: int) -> Float[np.ndarray, "query key"]:
+        """Attention probabilities of one head; float32, a copy."""
+        return self.activation(Site("pattern", layer, head))
+
+    def activation(self, site: Site | str) -> np.ndarray:
+        """The value at a site, axes as in ``sites.AXES`` less those the site fixes; float32, a copy.
+
+        Raises SiteError if this model has no such site, or can't read it.
+        """
+        site = Site.parse(site)
+        site.check(self.model.spec, self.n_pos)
+        whole = self.tensor(site.tensor)
+        return whole[site.index].to("cpu", torch.float32).numpy().copy()
+
+    def tensor(self, address: Address) -> Tensor:
+        """A whole activation, from the store or, if it was not kept, from the same pass done again."""
+        if address in self.activations:
+            return self.activations[address]
+        kind, layer = address
+        if kind == "resid_mid" and not self.model.wiring.parallel:
+            return self.tensor(("resid_pre", layer)) + self.tensor(("attn_out", layer))
+        return self.model.run(self.question, keep=[address]).activations[address]
+
+    def nbytes(self) -> int:
+        """Bytes of distinct storage that this run holds on to."""
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in (self.logits, *self.activations.values())
+        }
+        return sum(storages.values())
+
+    def at(self, position: int) -> int:
+        """The position, if this text has it; raises SiteError if not."""
+        if not -self.n_pos <= position < self.n_pos:
+            raise SiteError(f"Position {position}: this text has positions 0 to {self.n_pos - 1}.")
+        return position
+
+
+def forward(
+    model: "Model",
+    question: Question,
+    *,
+    sources: Mapping[Intervention, Tensor] | None = None,
+    notes: Iterable[str] = (),
+    keep: Iterable[Address] = (),
+    cancelled: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda layer: None,
+) -> Run:
+    """Run the model once under the question's interventions; only ever on the model's worker.
+
+    ``sources`` holds what interventions read from other runs, ``keep`` what to store beside ``KEPT_KINDS``.
+    ``cancelled`` is asked before every layer (raises Cancelled), ``progress`` told its number.
+    """
+    wanted = {a for a in addresses(model.spec.n_layers, KEPT_KINDS) if model.health.can_read(a[0])} | set(
+        keep
+    )
+    wanted |= model.health.extras
+    began = time.perf_counter()
+    hooked = Pass(model.wiring, question.interventions, dict(sources or {}), wanted, cancelled, progress)
+    ids = torch.tensor([question.token_ids], device=model.spec.device)
+    with torch.no_grad():
+        logits = hooked.run(model.bridge, ids)
+    activations = {address: whole[0] for address, whole in hooked.kept.items()}
+    ms = (time.perf_counter() - began) * 1e3
+    return Run(model, question, logits[0], activations, ms, tuple(notes))

