@@ -1,52 +1,13 @@
 """The contact sheet: the attention pattern of every head of every layer, in one canvas."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
-import numpy as np
 import param
-from jaxtyping import Float, UInt8
 from panel.custom import JSComponent
 
 from transpector.components import theme
-
-SIDE = 64
-"""The most pixels a thumbnail has each way."""
-
-
-def thumbnails(
-    patterns: Float[np.ndarray, "layer head query key"], side: int = SIDE
-) -> tuple[UInt8[np.ndarray, "layer head row col"], int]:
-    """Shrink patterns to thumbnails of at most `side` × `side`, and say how many positions a pixel spans.
-
-    A pixel is 255 × the largest probability among its positions, rounded; so a lone bright entry never
-    disappears, and an exact zero stays zero.
-    """
-    pooled = max(1, -(-patterns.shape[-1] // side))
-    largest = _pool(_pool(patterns, pooled, axis=-2), pooled, axis=-1)
-    if not np.isfinite(largest).all():
-        raise ValueError("Some attention patterns hold values that are not finite.")
-    return np.rint(np.clip(largest, 0, 1) * 255).astype(np.uint8), pooled
-
-
-def maxima(patterns: Float[np.ndarray, "layer head query key"]) -> Float[np.ndarray, "layer head"]:
-    """Give the largest probability of each head, past the first query.
-
-    In a causal model the first query can only attend to itself: its 1.0 says nothing about the head.
-    """
-    return patterns[:, :, min(1, patterns.shape[2] - 1) :].max(axis=(-2, -1)).astype(np.float32)
-
-
-def _pool(values: np.ndarray, span: int, axis: int) -> np.ndarray:
-    if span == 1:
-        return values
-    rest = (slice(None),) * (-1 - axis)
-    largest = values[(..., slice(None, None, span), *rest)].copy()
-    for start in range(1, span):
-        part = values[(..., slice(start, None, span), *rest)]
-        within = largest[(..., slice(part.shape[axis]), *rest)]  # the last pixel may span fewer positions
-        np.maximum(within, part, out=within)
-    return largest
-
+from transpector.components.base import Pane, visible
 
 class ContactSheet(JSComponent):
     """Every layer × head as a thumbnail; a click or the arrow keys select one.
@@ -58,12 +19,12 @@ class ContactSheet(JSComponent):
     thumbnails = param.Bytes(
         default=b"",
         doc="""
-        uint8 [layer, head, row, col], 255 × probability; rows: query, columns: key. See `thumbnails`.""",
+        uint8 [layer, head, row, col], 255 × probability; rows: query, columns: key.""",
     )
     maxima = param.Bytes(
         default=b"",
         doc="""
-        float32 [layer, head], each head's largest probability; the top of the scale "head". See `maxima`.""",
+        float32 [layer, head], each head's largest probability; the top of the scale "head".""",
     )
     shape = param.NumericTuple(
         default=(0, 0, 0), length=3, doc="Layers, heads, and the side of a thumbnail in pixels."
@@ -109,3 +70,57 @@ class ContactSheet(JSComponent):
         if isinstance(msg.get("selected"), list):  # JSON knows no tuples
             msg["selected"] = tuple(msg["selected"])
         return super()._process_property_change(msg)
+
+
+class AttentionSheet(Pane):
+    """The contact sheet of the newest run, with the heads marked that interventions touch."""
+
+    reads: ClassVar = ("run",)
+
+    def __init__(self, session: Any, **params: Any):
+        super().__init__(session, **params)
+        self.sheet = ContactSheet(selected=session.head, dark=self.param.dark, max_height=420)
+        self.sheet.param.watch(self._select, "selected")
+        session.param.watch(lambda event: self.sheet.param.update(selected=event.new), "head")
+        session.param.watch(lambda event: self._mark(), "interventions")
+        session.param.watch(lambda event: self.sheet.param.update(busy=event.new == "running"), "state")
+
+    def measure(self, run: Any) -> dict[str, Any]:
+        from transpector.state.measure import thumbnails  # brings torch, which the first paint does not wait for
+
+        pictures, maxima, pooled = thumbnails(run)
+        return {
+            "thumbnails": pictures.tobytes(),
+            "maxima": maxima.tobytes(),
+            "shape": pictures.shape[:3],
+            "pooled": pooled,
+            "pieces": visible(run.tokens),
+        }
+
+    def show(self, numbers: dict[str, Any]) -> None:
+        self.sheet.param.update(selected=self.session.head, marks=self._marks(), **numbers)
+
+    def _select(self, event: Any) -> None:
+        if event.new is not None:
+            self.session.head = event.new
+
+    def _mark(self) -> None:
+        self.sheet.marks = self._marks()
+
+    def _marks(self) -> list[dict[str, Any]]:
+        """A head is marked by what is done to it; what is done to a whole layer marks all its heads."""
+        model = self.session.model
+        marks = []
+        for intervention in self.session.interventions:
+            site = intervention.site
+            if model is None or not intervention.enabled or site.layer is None or site.layer >= model.spec.n_layers:
+                continue
+            if not {"head", "kv_head"} & set(site.axes_of_kind):
+                continue
+            shared = model.spec.n_heads // model.spec.n_kv_heads if "kv_head" in site.axes_of_kind else 1
+            heads = range(model.spec.n_heads) if site.head is None else range(site.head * shared, (site.head + 1) * shared)
+            marks += [{"layer": site.layer, "head": head, "state": theme.STATES[intervention.verb]} for head in heads]
+        return marks
+
+    def __panel__(self) -> Any:
+        return self.sheet

@@ -34,6 +34,7 @@ class Ground:
     frozen: str
     patched: str
     steered: str
+    error: str
 
 
 LIGHT = Ground(
@@ -48,6 +49,7 @@ LIGHT = Ground(
     frozen="#2ba3dd",
     patched="#e58a00",
     steered="#b02fd0",
+    error="#c62f2f",
 )
 DARK = Ground(
     paper="#121216",
@@ -61,10 +63,14 @@ DARK = Ground(
     frozen="#7fd4ff",
     patched="#ffb13d",
     steered="#e07bff",
+    error="#ff7a70",
 )
 
 ICONS = {"ablated": "block", "frozen": "ac_unit", "patched": "alt_route", "steered": "near_me"}
 """The Material icon of each state of a component of the model."""
+
+STATES = {"ablate": "ablated", "freeze": "frozen", "patch": "patched"}
+"""What an intervention's verb makes of a component."""
 
 _SEQUENTIAL = {
     False: ("#ffffff", "#e3e1fd", "#b5aff8", "#8078ec", "#5547d3", "#35229c", "#190b52"),
@@ -125,8 +131,22 @@ def _mui(colours: Ground) -> dict:
             "text": {"primary": colours.ink, "secondary": colours.muted},
             "divider": colours.line,
         },
-        "typography": {"fontFamily": SANS},
+        "typography": {"fontFamily": SANS, "fontSize": 13, "button": {"textTransform": "none"}},
         "shape": {"borderRadius": UNIT // 2},
+        "components": {
+            "MuiAppBar": {
+                "styleOverrides": {
+                    "root": {
+                        "backgroundColor": colours.paper,
+                        "backgroundImage": "none",
+                        "color": colours.ink,
+                        "boxShadow": f"0 1px 0 {colours.line}",
+                    }
+                }
+            },
+            "MuiDrawer": {"styleOverrides": {"paper": {"backgroundImage": "none", "borderColor": colours.line}}},
+            "MuiTooltip": {"styleOverrides": {"tooltip": {"fontSize": 12}}},
+        },
     }
 
 
@@ -164,3 +184,19 @@ def _from_oklab(lab: Float[np.ndarray, "colour 3"]) -> Float[np.ndarray, "colour
     linear = (lab @ np.linalg.inv(_TO_LAB).T) ** 3 @ np.linalg.inv(_TO_LMS).T
     linear = np.clip(linear, 0, 1)
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def paint(plot: object, dark: bool) -> None:
+    """Give a Bokeh figure the page's colours and type: few lines, quiet axes."""
+    colours = ground(dark)
+    plot.background_fill_color = plot.border_fill_color = colours.paper
+    plot.outline_line_color = None
+    for axis in plot.axis:
+        axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = None
+        axis.major_label_text_color = axis.axis_label_text_color = colours.muted
+        axis.major_label_text_font = axis.axis_label_text_font = SANS
+        axis.axis_label_text_font_style = "normal"
+        axis.major_label_text_font_size = axis.axis_label_text_font_size = "11px"
+        axis.major_label_standoff = 2
+    for grid in plot.grid:
+        grid.grid_line_color = colours.line

@@ -1,11 +1,13 @@
 """The token strip: the text as boxes, coloured by the attention from or to one token."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import param
 from panel.custom import JSComponent
 
 from transpector.components import theme
+from transpector.components.base import Pane, visible
 
 
 class TokenStrip(JSComponent):
@@ -55,3 +57,43 @@ class TokenStrip(JSComponent):
     def __init__(self, **params):
         params.setdefault("sizing_mode", "stretch_width")
         super().__init__(**params)
+
+
+class TextStrip(Pane):
+    """The newest run's text, coloured by the selected head's attention; a click selects a position."""
+
+    reads: ClassVar = ("run", "head")
+
+    def __init__(self, session: Any, **params: Any):
+        super().__init__(session, **params)
+        self.strip = TokenStrip(dark=self.param.dark, lines=3)
+        self.strip.param.watch(self._select, "position")
+        session.param.watch(self._follow, "position")
+
+    def measure(self, run: Any, head: tuple[int, int]) -> dict[str, Any]:
+        from transpector.state.measure import strip_patterns  # brings torch, which the first paint does not wait for
+
+        return {
+            "pieces": visible(run.tokens),
+            "ids": run.token_ids.tolist(),
+            "patterns": strip_patterns(run, *head).tobytes(),
+            "head": "L{}H{}".format(*head),
+        }
+
+    def show(self, numbers: dict[str, Any]) -> None:
+        held = self.strip.position
+        if held is not None and held >= len(numbers["pieces"]):
+            numbers |= {"position": None}
+        self.strip.param.update(**numbers)
+
+    def _select(self, event: Any) -> None:
+        self.session.position = -1 if event.new is None else event.new
+
+    def _follow(self, event: Any) -> None:
+        if event.new != -1 and event.new != self.strip.position:
+            self.strip.position = event.new
+        elif event.new == -1:
+            self.strip.position = None
+
+    def __panel__(self) -> Any:
+        return self.strip

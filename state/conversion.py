@@ -110,6 +110,7 @@ def _write(
 ) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     from transpector.state import bars
 
     def advance(what: str, done: float, total: float | None) -> None:
@@ -158,7 +159,6 @@ def _write(
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.config.architectures = [type(model).__name__]
     progress("converting", 0.9)
     with bars.heard(advance):
         model.save_pretrained(partial)

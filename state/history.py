@@ -1,6 +1,6 @@
 """History: the interventions as they were, for undo and redo."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from transpector.state.interventions import Intervention
 
@@ -40,3 +40,7 @@ class History:
         """Go back or forth, as far as there is anything, and return the list there."""
         self._at = max(0, min(self._at + by, len(self._lists) - 1))
         return self.now
+
+    def rewrite(self, change: Callable[[Intervention], Intervention]) -> None:
+        """Change every intervention of every list."""
+        self._lists = [tuple(map(change, interventions)) for interventions in self._lists]

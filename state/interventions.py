@@ -44,17 +44,18 @@ class Intervention:
 
     def __post_init__(self):
         for part in fields(self):
-            if isinstance(value := getattr(self, part.name), str) and part.name in (
-                "site",
-                "target",
-                "source",
-            ):
-                object.__setattr__(self, part.name, Site.parse(value))
+            if part.name in ("site", "target", "source"):
+                object.__setattr__(self, part.name, Site.parse(getattr(self, part.name)))
 
     @property
     def source_site(self) -> Site | None:
         """The site whose value this reads, if it reads one."""
         return None
+
+    @property
+    def reads_here(self) -> bool:
+        """Whether what it reads is in the same run."""
+        return False
 
     def origin(self, question: Question, tokenize: "Callable[[str, bool], Sequence[int]]") -> Question | None:
         """The other question whose run this reads from, if any, when it is part of ``question``."""
@@ -208,6 +209,10 @@ class Patch(Intervention):
     @property
     def source_site(self) -> Site:
         return self.source
+
+    @property
+    def reads_here(self) -> bool:
+        return self.text is None
 
     def origin(self, question, tokenize):
         return (

@@ -163,6 +163,7 @@ def _read_model(
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+
     from transpector.state import bars
 
     def advance(what: str, done: float, total: float | None) -> None:

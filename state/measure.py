@@ -16,7 +16,7 @@ MAX_SIDE = 64  # px of a thumbnail; more would be sent than a contact sheet can 
 def thumbnails(
     run: "Run", side: int = MAX_SIDE
 ) -> tuple[UInt8[np.ndarray, "layer head side side"], Float[np.ndarray, "layer head"], int]:
-    """Every head's pattern as bytes (255 is probability 1), each head's maximum, and positions a cell.
+    """Every head's pattern as bytes (255 is probability 1), each head's maximum past the first query, and positions a cell.
 
     Patterns longer than ``side`` are pooled by their maximum, layer by layer, so no whole stack is ever in memory.
     """
@@ -26,7 +26,8 @@ def thumbnails(
     maxima = np.zeros(out.shape[:2], np.float32)
     for layer in range(len(out)):
         pattern = run.tensor(("pattern", layer)).float()
-        maxima[layer] = pattern.amax((-1, -2)).cpu().numpy()
+        # The first query can only attend to itself: its 1 says nothing about the head.
+        maxima[layer] = pattern[:, min(1, run.n_pos - 1) :].amax((-1, -2)).cpu().numpy()
         if stride > 1:
             padding = cells * stride - run.n_pos
             pattern = torch.nn.functional.pad(pattern, (0, padding, 0, padding))
@@ -53,6 +54,21 @@ def predicted(run: "Run") -> list[tuple[str, float]]:
     best, token = logits.max(-1)
     probability = (best - logits.logsumexp(-1)).exp()
     return list(zip(run.model.pieces(token.tolist()), probability.tolist(), strict=True))
+
+
+def next_tokens(
+    run: "Run", baseline: "Run", position: int = -1, k: int = 5
+) -> list[tuple[int, str, float, float]]:
+    """The k likeliest tokens after a position as (id, token, probability, baseline's probability).
+
+    The baseline's own first token is always among them.
+    """
+    now, before = run.log_probs(position).exp(), baseline.log_probs(position).exp()
+    tokens = now.topk(min(k, len(now))).indices
+    if (first := before.argmax()) not in tokens:
+        tokens[-1] = first
+    rows = zip(tokens.tolist(), run.model.pieces(tokens.tolist()), now[tokens].tolist(), before[tokens].tolist(), strict=True)
+    return list(rows)
 
 
 def head_result(run: "Run", layer: int, head: int) -> Float[Tensor, "pos d_model"]:

@@ -1,8 +1,8 @@
 """Model: a language model ready to be looked into, with its worker, its self-test's verdict and its recent runs."""
 
-import gc
 import hashlib
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_adopted: "weakref.WeakValueDictionary[int, Model]" = weakref.WeakValueDictionary()  # by id of the bridge
+_adopting = threading.Lock()
+
 
 class Model:
     """A model in memory. Everything that touches its weights goes through ``worker``, one job at a time."""
@@ -41,9 +44,6 @@ class Model:
         bridge.requires_grad_(False)
         _use_native_norms(bridge)
         self.spec, self.wiring, self.health = self.worker.call(lambda: self_test(bridge, spec))
-        # What is loaded stays: the collector need not walk it again, which would stall the page for 0.3 s.
-        gc.collect()
-        gc.freeze()
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {self.spec.n_layers} layers × {self.spec.n_heads} heads, {self.health.level}>"
@@ -85,7 +85,7 @@ class Model:
                 )
             if source is None:
                 continue
-            source.check(self.spec)
+            source.check(self.spec, n_pos if intervention.reads_here else None)
             if not self.health.can_read(source.kind):
                 raise InterventionError(
                     f"{source} can't be read here: {self.health.abilities[source.kind].reason}"
@@ -202,6 +202,14 @@ def _adopt(bridge: Any) -> Model:
         )
     if bridge.tokenizer is None:
         raise ModelError("This TransformerBridge has no tokenizer. Boot it with tokenizer=.")
+    with _adopting:  # two models on one bridge would be two workers on it
+        model = _adopted.get(id(bridge))
+        if model is None:
+            model = _adopted[id(bridge)] = _model_of(bridge)
+        return model
+
+
+def _model_of(bridge: "TransformerBridge") -> Model:
     weight = next(bridge.original_model.parameters())
     n_params = sum(parameter.numel() for parameter in bridge.original_model.parameters())
     spec = describe_config(

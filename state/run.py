@@ -88,6 +88,8 @@ class Run:
         """
         site = Site.parse(site)
         site.check(self.model.spec, self.n_pos)
+        if not self.model.health.can_read(site.kind):
+            raise SiteError(f"{site} can't be read here: {self.model.health.abilities[site.kind].reason}")
         whole = self.tensor(site.tensor)
         return whole[site.index].to("cpu", torch.float32).numpy().copy()
 

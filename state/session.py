@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 TYPING_PAUSE = 0.15  # s without a keystroke before a text is run
 PROGRESS_PAUSE = 0.1  # s between two reports of progress
+PATIENCE = 0.5  # s in which the scheduled thread should take what has arrived
 
 _QUESTION = ["model", "text", "token_ids", "bos", "interventions", "metric"]
 
@@ -36,8 +37,8 @@ class Session(param.Parameterized):
     Setting a part of the question starts a run on the model's worker; the newest question wins, and the last good
     answer stays until then. ``wait`` blocks until it is there. The parameters of the answer are to be read.
 
-    ``schedule`` is given a function whenever a parameter is to change, and calls it on the thread where that may
-    happen: a page's event loop. By default that is the thread at hand.
+    A session belongs to one thread, for parameters can't be set from two. ``schedule`` is given a function whenever
+    one is to change, and has it called on that thread: a page's event loop. Without it they change in ``wait``.
     """
 
     model = param.Parameter(doc="The Model; a name, a path or a TransformerBridge when the session is made.")
@@ -82,62 +83,94 @@ class Session(param.Parameterized):
     can_redo = param.Boolean(doc="Whether one that was taken back can be made again.")
 
     def __init__(self, model: Any = None, text: str = "", *, schedule: Callable | None = None, **params: Any):
-        self.schedule = schedule or (lambda function: function())
+        self.schedule = schedule
         self._inbox: deque[Callable[[], None]] = deque()
         self._arrived = threading.Condition()
-        self._draining = threading.RLock()
-        self._stop = threading.Event()  # set once the question under way is no longer the newest
+        self._drainer: int | None = None  # the thread that empties the inbox just now
+        self._home: int | None = None  # the thread that ``schedule`` leads to, once known
+        self._closed = False
+        # One event a question, set once it is no longer the newest.
+        self._stop = self._answered = threading.Event()
         self._asked: tuple | None = None
-        self._unanswered = False
         self._failure: BaseException | None = None
         self._loading: Loading | None = None
         self._listener: Callable[[str, float | None], None] | None = None
         self._history = History()
         super().__init__(text=text, **params)
-        if self.interventions:
-            self._history.push(self.interventions)
         self.param.watch(self._question_changed, _QUESTION)
         if isinstance(model, str):
             self.load(model)
         elif model is not None:
-            self.model = _as_model(model)
+            self.adopt(model)
 
     # What arrives from other threads
 
-    def _post(self, function: Callable[[], None]) -> None:
+    def post(self, function: Callable[[], None]) -> None:
         """Have a function called where parameters may be set, after those posted before it."""
+        if self._closed:
+            return
         with self._arrived:
             self._inbox.append(function)
             self._arrived.notify_all()
-        self.schedule(self._drain)
+        if self.schedule is not None:
+            self.schedule(self._come_home)
+
+    def _come_home(self) -> None:
+        self._home = threading.get_ident()
+        self._drain()
 
     def _drain(self) -> None:
-        with self._draining:
-            while self._inbox:
-                self._inbox.popleft()()
+        """Call what was posted, and what is posted meanwhile, in order; if another thread is at it, leave it to that."""
+        me = threading.get_ident()
+        while True:
+            with self._arrived:
+                if not self._inbox or self._drainer not in (None, me):
+                    return
+                function = self._inbox.popleft()
+                outer, self._drainer = self._drainer, me
+            try:
+                function()
+            finally:
                 with self._arrived:
+                    self._drainer = outer
                     self._arrived.notify_all()
 
     def wait(self, timeout: float | None = None) -> "Session":
         """Block until the newest question is answered; raises what went wrong, or TimeoutError after ``timeout`` s."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self._waiting:
-            with self._arrived:
-                if self._waiting and not self._inbox:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if (left is not None and left <= 0) or not self._arrived.wait(left):
-                        raise TimeoutError(
-                            f"No answer after {timeout:g} s ({self.loading[0] or self.state})."
-                        )
-            # The thread that should have drained may be the one that waits here.
+        deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
+        me = threading.get_ident()
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if self.schedule is not None and self._home not in (None, me):
+                with self._arrived:
+                    self._arrived.wait_for(lambda: not self._inbox, min(PATIENCE, left))
+            # The thread that should have drained may be the one that waits here, or wait for this one.
             self._drain()
+            with self._arrived:
+                elsewhere = self._drainer not in (None, me)
+                if not elsewhere and not self._waiting:
+                    break
+                if not elsewhere and self._inbox:
+                    continue
+                if left <= 0:
+                    raise TimeoutError(f"No answer after {timeout:g} s ({self.loading[0] or self.state}).")
+                self._arrived.wait(left)
         if self._failure is not None:
             raise self._failure
         return self
 
     @property
     def _waiting(self) -> bool:
-        return self._unanswered or self._loading is not None
+        return self._answered is not self._stop or self._loading is not None
+
+    def close(self) -> None:
+        """Stop for good and let go of the model; nothing is run or reported any more."""
+        self.cancel()
+        self._stop.set()
+        self._closed = True
+        self._inbox.clear()
+        with param.parameterized.discard_events(self):
+            self.param.update(model=None, run=None, baseline=None, effects={})
 
     # The model
 
@@ -152,15 +185,22 @@ class Session(param.Parameterized):
             nonlocal told
             if time.monotonic() - told > PROGRESS_PAUSE:
                 told = time.monotonic()
-                self._post(lambda: self._tell(loading, stage, fraction))
+                self.post(lambda: self._tell(advance, f"{name}: {stage}", fraction))
 
-        loading = STORE.request(name, device, dtype, advance)
-        self._loading, self._listener = loading, advance
-        loading.model.add_done_callback(lambda future: self._post(lambda: self._loaded(loading, future)))
+        # It may be called before the request returns.
+        self._listener = advance
+        self._loading = loading = STORE.request(name, device, dtype, advance)
+        loading.model.add_done_callback(lambda future: self.post(lambda: self._loaded(loading, future)))
 
-    def _tell(self, loading: Loading, stage: str, fraction: float | None) -> None:
-        if self._loading is loading:
-            self.loading = (f"{loading.name}: {stage}", fraction)
+    def adopt(self, model: Any) -> None:
+        """Take a Model as it is, or a TransformerBridge, which is tested here and now."""
+        from transpector.state.models import Model, load_model
+
+        self.model = model if isinstance(model, Model) else load_model(model)
+
+    def _tell(self, listener: Callable, what: str, fraction: float | None) -> None:
+        if self._listener is listener:
+            self.loading = (what, fraction)
 
     def _loaded(self, loading: Loading, future: "Future[Model]") -> None:
         if self._loading is not loading:
@@ -176,8 +216,9 @@ class Session(param.Parameterized):
 
     def _leave_loading(self) -> None:
         loading, self._loading = self._loading, None
+        listener, self._listener = self._listener, None
         if loading is not None:
-            loading.leave(self._listener)
+            loading.leave(listener)
         self.loading = ("", None)
 
     def cancel(self) -> None:
@@ -186,7 +227,7 @@ class Session(param.Parameterized):
             self._leave_loading()
         else:
             self._stop.set()
-            self._asked, self._unanswered = None, False
+            self._asked, self._answered = None, self._stop
             self._rest()
         with self._arrived:
             self._arrived.notify_all()
@@ -200,11 +241,12 @@ class Session(param.Parameterized):
         changed = {event.name for event in events}
         if "text" in changed and "token_ids" not in changed:
             self.token_ids = None
-        switched = [event for event in events if event.name == "model" and event.old is not None]
-        if switched:
-            self._fit_to_model(switched[0].old)
-        if "interventions" in changed:
-            self._bind()
+        if "model" in changed:
+            self._leave_loading()
+            old = next(event.old for event in events if event.name == "model")
+            if old is not None and self.model is not None:
+                self._fit_to_model(old)
+        self._bind()
         self._ask()
 
     def _fit_to_model(self, old: "Model") -> None:
@@ -213,13 +255,19 @@ class Session(param.Parameterized):
         head = tuple(
             min(at, size - 1) for at, size in zip(self.head, (spec.n_layers, spec.n_heads), strict=True)
         )
-        fitting = [i if self._fits(i) else replace(i, enabled=False) for i in self.interventions]
+
+        def fit(intervention: Intervention) -> Intervention:
+            fits = not intervention.enabled or self._fits(intervention)
+            return intervention if fits else replace(intervention, enabled=False)
+
+        self._history.rewrite(fit)  # undo must not bring back what does not fit either
+        fitting = [fit(i) for i in self.interventions]
         lost = sum(new is not old for new, old in zip(fitting, self.interventions, strict=True))
         note = f"Switched off {lost} of the interventions: they do not fit {self.model.name}." if lost else ""
         # Ids mean nothing to another tokenizer; their text may.
         ids, text = self.token_ids, self.text
         if ids is not None and not text:
-            text = "".join(old.pieces(ids))
+            text = old.text.decode(ids)
         self.param.update(head=head, position=-1, interventions=fitting, token_ids=None, text=text, note=note)
 
     def _fits(self, intervention: Intervention) -> bool:
@@ -233,21 +281,24 @@ class Session(param.Parameterized):
         return self.model.health.can_write(intervention.site.kind)
 
     def _bind(self) -> None:
-        bound = [self._bound(i) for i in self.interventions]
+        bound = [self._bound(i) if _is_unbound(i) else i for i in self.interventions]
         if any(new is not old for new, old in zip(bound, self.interventions, strict=True)):
             self.interventions = bound
-            return
-        self._history.push(bound)
-        self.param.update(can_undo=self._history.can_undo, can_redo=self._history.can_redo)
+        elif not any(map(_is_unbound, bound)):
+            self._history.push(bound)
+            self.param.update(can_undo=self._history.can_undo, can_redo=self._history.can_redo)
 
-    def _bound(self, intervention: Intervention) -> Intervention:
+    def _bound(self, freeze: Freeze) -> Freeze:
         """A freeze holds the value of the run at hand: the question as it stood before the freeze was set."""
-        if not isinstance(intervention, Freeze) or intervention.held or self.model is None:
-            return intervention
+        if self.model is None:
+            return freeze
         try:
-            return replace(intervention, held=Question(self._ids(), self._history.now, self._bos))
-        except TranspectorError:
-            return intervention  # the text is at fault, and the run will say so
+            text = _read(self.model, self.text, self.token_ids, self.bos)
+        except TranspectorError:  # the run will say so; what can be seen is the last good run
+            if self.run is None or self.run.model is not self.model:
+                return freeze
+            return replace(freeze, held=self.run.question)
+        return replace(freeze, held=replace(text, interventions=self._history.now))
 
     def undo(self) -> None:
         """Take back the last change of interventions."""
@@ -261,20 +312,13 @@ class Session(param.Parameterized):
         """Append interventions."""
         self.interventions = [*self.interventions, *interventions]
 
-    @property
-    def _bos(self) -> bool:
-        return self.model.text.adds_bos if self.bos is None else self.bos
-
-    def _ids(self) -> tuple[int, ...]:
-        if self.token_ids is not None:
-            return tuple(self.model.checked(self.token_ids))
-        return tuple(self.model.tokenize(self.text, self._bos))
-
     # The answer
 
     def _ask(self) -> None:
         if self.model is None:
             return
+        if self.schedule is None:
+            self._drain()  # what is out of date would otherwise wait for ``wait``
         ids = None if self.token_ids is None else tuple(self.token_ids)
         asked = (self.model, self.text, ids, self.bos, tuple(self.interventions), self.metric)
         if asked == self._asked:
@@ -283,13 +327,16 @@ class Session(param.Parameterized):
         self._asked = asked
         self._stop.set()
         self._stop = stop = threading.Event()
-        self._unanswered, self._failure = True, None
+        self._failure = None
         self.state = "queued"
-        self.model.worker.submit(lambda: self._answer(asked, stop), delay=TYPING_PAUSE if typed else 0.0)
+        answer = self.model.worker.submit(
+            lambda: self._answer(asked, stop), delay=TYPING_PAUSE if typed else 0.0
+        )
+        answer.add_done_callback(_log_failure)
 
     def _answer(self, asked: tuple, stop: threading.Event) -> None:
         """Find the newest answer; on the model's worker."""
-        model, *_, interventions, metric = asked
+        model, *text, interventions, metric = asked
         if stop.is_set():
             return
         told = time.monotonic()
@@ -298,43 +345,47 @@ class Session(param.Parameterized):
             nonlocal told
             if time.monotonic() - told > PROGRESS_PAUSE:
                 told = time.monotonic()
-                self._post(
+                self.post(
                     lambda: self._running(
                         stop, f"layer {layer + 1}/{model.spec.n_layers}", layer / model.spec.n_layers
                     )
                 )
 
         try:
-            ids = self._ids()
-            baseline = model.answer(Question(ids, (), self._bos), cancelled=stop.is_set, progress=progress)
-            question = Question(ids, interventions, self._bos)
+            before = _read(model, *text)
+            baseline = model.answer(before, cancelled=stop.is_set, progress=progress)
+            question = replace(before, interventions=interventions)
             run = model.answer(question, cancelled=stop.is_set, progress=progress)
             run.loss  # noqa: B018 - computed here, not on the thread that shows it
         except Cancelled:
             return
         except Exception as error:  # noqa: BLE001 - told to the user, and raised by wait
             failure = error
-            self._post(lambda: stop.is_set() or self._unanswerable(failure))
+            self.post(lambda: stop.is_set() or self._unanswerable(failure, stop))
             return
-        self._post(lambda: stop.is_set() or self._publish(run, baseline))
+        self.post(lambda: stop.is_set() or self._publish(run, baseline, stop))
         if run.interventions:
             self._measure_effects(model, question, metric, interventions, stop)
 
     def _running(self, stop: threading.Event, what: str, fraction: float) -> None:
-        if not stop.is_set() and self._unanswered:
+        if not stop.is_set() and self._answered is not stop:
             self.param.update(state="running", progress=(what, fraction))
 
-    def _publish(self, run: Any, baseline: Any) -> None:
-        self._unanswered = False
-        effects = self.effects if run.interventions else {}
-        self.param.update(
-            run=run, baseline=baseline, state="idle", progress=("", None), error="", effects=effects
-        )
+    def _publish(self, run: Any, baseline: Any, stop: threading.Event) -> None:
+        try:
+            # Effects are those of the question before; they follow.
+            self.param.update(
+                run=run, baseline=baseline, state="idle", progress=("", None), error="", effects={}
+            )
+        finally:  # also if a watcher fails
+            self._answered = stop
 
-    def _unanswerable(self, failure: BaseException) -> None:
-        self._unanswered = False
-        self._rest()
-        self._failed(failure)
+    def _unanswerable(self, failure: BaseException, stop: threading.Event) -> None:
+        try:
+            self._rest()
+            self._failed(failure)
+        finally:
+            self._answered = stop
 
     def _failed(self, failure: BaseException) -> None:
         self._failure = failure
@@ -361,18 +412,29 @@ class Session(param.Parameterized):
                 effects[place] = metric.of(run) - metric.of(without)
             except (Cancelled, TranspectorError):
                 return
-            self._post(lambda: stop.is_set() or self.param.update(effects=dict(effects)))
+            self.post(lambda: stop.is_set() or self.param.update(effects=dict(effects)))
 
         for place, intervention in enumerate(interventions):
             if intervention.enabled:
-                model.worker.submit(lambda place=place: measure(place), priority=BACKGROUND)
+                effect = model.worker.submit(lambda place=place: measure(place), priority=BACKGROUND)
+                effect.add_done_callback(_log_failure)
 
     def measure(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        """Have a derived number computed on the model's worker."""
-        return self.model.worker.submit(lambda: function(*args), priority=INTERACTIVE)
+        """Have a derived number computed on the worker of the run's model, which may not be ``model`` yet."""
+        model = self.model if self.run is None else self.run.model
+        return model.worker.submit(lambda: function(*args), priority=INTERACTIVE)
 
 
-def _as_model(model: Any) -> "Model":
-    from transpector.state.models import Model, load_model
+def _read(model: "Model", text: str, token_ids: Sequence[int] | None, bos: bool | None) -> Question:
+    """What is asked about a text without interventions; raises TextError if the model can't read it."""
+    bos = model.text.adds_bos if bos is None else bos
+    return Question(model.tokenize(text, bos) if token_ids is None else model.checked(token_ids), (), bos)
 
-    return model if isinstance(model, Model) else load_model(model)
+
+def _is_unbound(intervention: Intervention) -> bool:
+    return isinstance(intervention, Freeze) and intervention.held is None
+
+
+def _log_failure(future: "Future[Any]") -> None:
+    if not future.cancelled() and future.exception() is not None:
+        _log.error("A job of the session failed.", exc_info=future.exception())

@@ -71,10 +71,10 @@ class Site:
         """Read a site as it is printed; raises SiteError with the right form."""
         if isinstance(text, Site):
             return text
-        match = _PATTERN.fullmatch(text.strip())
+        match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise SiteError(
-                f"{text[:80]!r} is no site. Write it like L5H1.z, L9.mlp_out, L2.resid_pre@-1, L5N311.mlp_post@3 or embed."
+                f"{str(text)[:80]!r} is no site. Write it like L5H1.z, L9.mlp_out, L2.resid_pre@-1, L5N311.mlp_post@3 or embed."
             )
         part = {
             name: int(value)
@@ -140,13 +140,13 @@ class Site:
 
     def check(self, spec: "ModelSpec", n_pos: int | None = None) -> None:
         """Raise SiteError if this model, on a text of ``n_pos`` tokens, has no such site."""
-        if self.layer is not None and self.layer >= spec.n_layers:
+        if self.layer is not None and not 0 <= self.layer < spec.n_layers:
             raise SiteError(f"{self}: this model has layers 0 to {spec.n_layers - 1}, not {self.layer}.")
         n_heads = spec.n_kv_heads if self.kind in ("k", "v") else spec.n_heads
-        if self.head is not None and self.head >= n_heads:
+        if self.head is not None and not 0 <= self.head < n_heads:
             word = "key-value heads" if self.kind in ("k", "v") and n_heads != spec.n_heads else "heads"
             raise SiteError(f"{self}: a layer of this model has {word} 0 to {n_heads - 1}, not {self.head}.")
-        if self.neuron is not None and self.neuron >= spec.d_mlp:
+        if self.neuron is not None and not 0 <= self.neuron < spec.d_mlp:
             raise SiteError(
                 f"{self}: a layer of this model has neurons 0 to {spec.d_mlp - 1}, not {self.neuron}."
             )

@@ -53,11 +53,23 @@ class Tokens:
             )
         return ids[0]
 
+    def plain_ids(self) -> list[int]:
+        """Ids of ordinary tokens, none of them special: what random tokens are drawn from."""
+        special = set(self.tokenizer.all_special_ids)
+        return [
+            token_id for token_id in sorted(self.tokenizer.get_vocab().values()) if token_id not in special
+        ]
+
     def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each token as the text it stands for; bytes that are no text on their own as ‹E2 80›."""
-        for token_id in set(ids) - self._pieces.keys():
-            self._pieces[token_id] = self._piece(int(token_id))
+        for token_id in ids:
+            if token_id not in self._pieces:
+                self._pieces[token_id] = self._piece(int(token_id))
         return tuple(self._pieces[token_id] for token_id in ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that the ids stand for, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _piece(self, token_id: int) -> str:
         token = self.tokenizer.convert_ids_to_tokens(token_id)

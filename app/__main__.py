@@ -1,0 +1,5 @@
+"""`python -m transpector` is the `transpector` command."""
+
+from transpector.cli import main
+
+main()

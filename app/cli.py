@@ -1,0 +1,33 @@
+"""The `transpector` command; nothing heavy is imported before the arguments are read."""
+
+import argparse
+from collections.abc import Sequence
+
+from transpector import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(prog="transpector", description="Look inside a transformer language model.")
+    parser.add_argument(
+        "--model", default="builtin", help="builtin, a Hugging Face id, a directory or a .gguf file (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=_port, default=5006, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--address",
+        default="127.0.0.1",
+        help="address to listen on; anything but %(default)s lets other machines in, without a password",
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.add_argument("--version", action="version", version=f"transpector {__version__}")
+    chosen = parser.parse_args(arguments)
+    from transpector.serve import serve  # brings panel, which --help does not wait for
+
+    serve(chosen.model, chosen.port, chosen.address, show=not chosen.no_browser)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 65_536:
+        raise argparse.ArgumentTypeError(f"{port} is no port: choose 0 (any) to 65535")
+    return port

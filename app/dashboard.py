@@ -1,0 +1,167 @@
+"""Dashboard: which panes there are, and where; a page when served, a plain layout in a notebook."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+import param
+from panel.viewable import Viewer
+
+from transpector.components import theme
+from transpector.components.contact_sheet import AttentionSheet
+from transpector.components.inspector import Inspector
+from transpector.components.intervene import Intervene
+from transpector.components.loss import TokenLoss
+from transpector.components.metric_readout import MetricReadout
+from transpector.components.model_selector import ModelSelector
+from transpector.components.next_tokens import NextTokens
+from transpector.components.parts.notice import Notice
+from transpector.components.patch_table import PatchTable
+from transpector.components.run_state import RunState
+from transpector.components.selected_head import SelectedHead
+from transpector.components.text_input import TextInput
+from transpector.components.token_strip import TextStrip
+from transpector.state.session import Session
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class Dashboard(Viewer):
+    """Every view of one session. ``dark`` follows the page's switch; in a notebook it may be set."""
+
+    session = param.ClassSelector(class_=Session, doc="The question and its answer.")
+    dark = param.Boolean(default=False, doc="Whether the page is dark.")
+
+    def __init__(self, session: Session, **params: Any):
+        super().__init__(session=session, **params)
+        session.schedule = scheduler()
+        dark = self.param.dark
+        self.selector = ModelSelector(session, dark=dark)
+        self.run_state = RunState(session, self.selector.open, dark=dark)
+        self.text = TextInput(session, dark=dark)
+        self.metric = MetricReadout(session, dark=dark)
+        self.table = PatchTable(session, dark=dark)
+        self.form = Intervene(session, dark=dark)
+        self.strip = TextStrip(session, dark=dark)
+        self.sheet = AttentionSheet(session, dark=dark)
+        self.head = SelectedHead(session, dark=dark)
+        self.loss = TokenLoss(session, dark=dark)
+        self.next_tokens = NextTokens(session, dark=dark)
+        self.inspector = Inspector(session, dark=dark)
+        self.error = Notice(dark=dark, tone="error")
+        self.note = Notice(dark=dark, tone="warning")
+        self._head_title, self._next_title = self._heading(""), self._heading("")
+        session.param.watch(self._tell, ["error", "note", "run", "head", "position"])
+        self._tell()
+
+    def _heading(self, text: str, hint: str = "") -> Notice:
+        return Notice(text=text, hint=hint, tone="heading", dark=self.param.dark)
+
+    def _tell(self, *events: Any) -> None:
+        session = self.session
+        self.error.text = session.error
+        self.note.text = " ".join(filter(None, (session.note, *(session.run.notes if session.run else ()))))
+        self._head_title.text = "L{}H{}: attention of each query (row) to each key".format(*session.head)
+        where = "the last token" if session.position == -1 else f"position {session.position}"
+        self._next_title.text = f"Next token after {where}"
+
+    def _left(self) -> list[Any]:
+        return [
+            pn.Column(
+                self.text,
+                pmui.Divider(sizing_mode="stretch_width", margin=0),
+                self.metric,
+                pmui.Divider(sizing_mode="stretch_width", margin=0),
+                self._heading("Interventions"),
+                self.table,
+                self.form,
+                sizing_mode="stretch_width",
+                margin=(theme.UNIT, 2 * theme.UNIT),
+                styles={"gap": f"{2 * theme.UNIT}px"},
+            )
+        ]
+
+    def _middle(self) -> list[Any]:
+        gap = {"gap": f"{3 * theme.UNIT}px"}
+
+        def panel(title: Notice, body: Any, **grows: Any) -> pn.Column:
+            return pn.Column(title, body, sizing_mode="stretch_width", **grows)
+
+        return [
+            pn.Column(
+                self.error,
+                self.note,
+                self.strip,
+                pn.Row(
+                    panel(self._heading("Attention of every head", "Click a head, or use the arrow keys"), self.sheet, styles={"flex": "3 1 0", "min-width": "0"}),
+                    panel(self._head_title, self.head, height=440, styles={"flex": "2 1 0", "min-width": "0"}),
+                    sizing_mode="stretch_width",
+                    styles=gap,
+                ),
+                pn.Row(
+                    panel(self._heading("Loss per token", "The line is now, grey the baseline"), self.loss, height=210, styles={"flex": "3 1 0", "min-width": "0"}),
+                    panel(self._next_title, self.next_tokens, styles={"flex": "2 1 0", "min-width": "0"}),
+                    sizing_mode="stretch_width",
+                    styles=gap,
+                ),
+                sizing_mode="stretch_width",
+                margin=(theme.UNIT, 2 * theme.UNIT),
+                styles={"gap": f"{2 * theme.UNIT}px"},
+            ),
+            self.selector,
+        ]
+
+    def _right(self) -> list[Any]:
+        return [pn.Column(self.inspector, sizing_mode="stretch_width", margin=(theme.UNIT, 2 * theme.UNIT))]
+
+    def page(self) -> pmui.Page:
+        """The dashboard as a whole page, with its own switch between light and dark."""
+        page = pmui.Page(
+            title="Transpector",
+            favicon=str(ASSETS / "favicon.svg"),
+            theme_config=theme.theme_config(),
+            header=[self.run_state],
+            sidebar=self._left(),
+            sidebar_width=296,
+            main=self._middle(),
+            contextbar=self._right(),
+            contextbar_open=True,
+            contextbar_variant="persistent",
+            contextbar_width=296,
+            dark_theme=self.dark,
+        )
+        page.param.watch(lambda event: self.param.update(dark=event.new), "dark_theme")
+        return page
+
+    def __panel__(self) -> Any:
+        """The dashboard as a plain layout, for a notebook cell."""
+        return pn.Column(
+            self.run_state,
+            pn.Row(
+                pn.Column(*self._left(), width=296),
+                pn.Column(*self._middle(), sizing_mode="stretch_width"),
+                pn.Column(*self._right(), width=280),
+                sizing_mode="stretch_width",
+            ),
+            sizing_mode="stretch_width",
+            styles={"background": theme.ground(self.dark).paper},
+        )
+
+
+def scheduler() -> Callable[[Callable[[], None]], None]:
+    """How a session has something done on the thread of this page, or of this notebook."""
+    document = pn.state.curdoc
+    if document is not None and document.session_context is not None:
+
+        def on_page(function: Callable[[], None]) -> None:
+            document.add_next_tick_callback(function)
+
+        return on_page
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return lambda function: function()
+    return loop.call_soon_threadsafe

@@ -1,0 +1,36 @@
+"""Serve: one page a browser session, and the server that gives them out."""
+
+import os
+from typing import Any
+
+import panel as pn
+
+from transpector.dashboard import Dashboard
+from transpector.state.session import Session
+
+# A text that repeats: an induction head finds the first copy, and the second becomes easy.
+FIRST_TEXT = "The old man and the sea. The young girl and the moon. The old man and the sea. The young girl and the moon."
+
+
+def open_page(model: str = "") -> Any:
+    """A new session's page; the model loads once the page has been painted."""
+    session = Session(text=FIRST_TEXT)
+    dashboard = Dashboard(session)
+    name = model or os.environ.get("TRANSPECTOR_MODEL", "builtin")
+    pn.state.onload(lambda: session.load(name))
+    pn.state.on_session_destroyed(lambda context: session.cancel())
+    return dashboard.page()
+
+
+def serve(model: str = "builtin", port: int = 5006, address: str = "127.0.0.1", show: bool = True) -> None:
+    """Serve pages until interrupted."""
+    pn.serve(
+        {"/": lambda: open_page(model)},
+        title="Transpector",
+        port=port,
+        address=address,
+        websocket_origin=[f"{address}:{port}", f"localhost:{port}"],
+        show=show,
+        liveness=True,
+        admin=False,
+    )

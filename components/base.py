@@ -1,0 +1,94 @@
+"""Pane: a view that reads the session's answer, has its numbers computed off the event loop, and shows them."""
+
+import logging
+from typing import Any, ClassVar
+
+import panel as pn
+import param
+from panel.viewable import Viewer
+
+from transpector.state.errors import Cancelled, TranspectorError
+from transpector.state.session import Session
+
+_log = logging.getLogger(__name__)
+
+
+class Pane(Viewer):
+    """One view of one session.
+
+    A subclass names the session's parameters that it depends on in ``reads``; ``measure`` turns them into plain
+    numbers on the model's worker, and ``show`` puts those on the page. Only the newest numbers are shown.
+    """
+
+    session = param.ClassSelector(class_=Session, doc="The question and its answer.")
+    dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
+
+    reads: ClassVar[tuple[str, ...]] = ("run",)
+
+    def __init__(self, session: Session, **params: Any):
+        super().__init__(session=session, **params)
+        self._asked = 0
+        self._watcher = session.param.watch(lambda *events: self.refresh(), list(self.reads))
+
+    def measure(self, **read: Any) -> Any:
+        """Numbers for ``show`` from the parameters in ``reads``; on the model's worker."""
+        raise NotImplementedError
+
+    def show(self, numbers: Any) -> None:
+        """Put numbers on the page."""
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Measure and show anew, once there is a run."""
+        run = self.session.run
+        if run is None:
+            return
+        self._asked += 1
+        asked = self._asked
+        read = {name: getattr(self.session, name) for name in self.reads}
+
+        def show(future: Any) -> None:
+            if asked != self._asked or future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                with pn.io.hold():
+                    self.show(future.result())
+            elif not isinstance(error, TranspectorError | Cancelled):
+                _log.error("%s could not be shown.", type(self).__name__, exc_info=error)
+                notify(f"{type(self).__name__} could not be shown ({type(error).__name__}). The log has the details.")
+
+        future = run.model.worker.submit(lambda: self.measure(**read))
+        future.add_done_callback(lambda done: self.session.post(lambda: show(done)))
+
+    def close(self) -> None:
+        """Stop watching the session."""
+        self.session.param.unwatch(self._watcher)
+
+
+def notify(message: str) -> None:
+    """Show what went wrong as a notification, where there is a page for it."""
+    if pn.state.notifications is not None:
+        pn.state.notifications.error(message, duration=8000)
+
+
+def visible(pieces: tuple[str, ...] | list[str]) -> list[str]:
+    """Tokens with their spaces, line ends and control characters made visible."""
+    return ["".join(_VISIBLE.get(c, c) if c.isprintable() or c in _VISIBLE else f"‹{ord(c):02X}›" for c in p) for p in pieces]
+
+
+_VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+def short(number: float | None, signed: bool = False) -> str:
+    """A number to three significant digits, with a true minus sign; a dash for none."""
+    if number is None or number != number:
+        return "–"
+    text = f"{number:+.3g}" if signed else f"{number:.3g}"
+    if abs(number) < 1e-3 and number:
+        text = f"{number:+.1e}" if signed else f"{number:.1e}"
+    if not float(f"{number:.3g}"):
+        text = "0"
+    return text.replace("-", "−")
+
+

@@ -1,0 +1,1 @@
+"""Parts: small pictures that any pane may use."""
