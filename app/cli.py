@@ -8,9 +8,13 @@ from transpector import __version__
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and serve."""
-    parser = argparse.ArgumentParser(prog="transpector", description="Look inside a transformer language model.")
+    parser = argparse.ArgumentParser(
+        prog="transpector", description="Look inside a transformer language model."
+    )
     parser.add_argument(
-        "--model", default="builtin", help="builtin, a Hugging Face id, a directory or a .gguf file (default: %(default)s)"
+        "--model",
+        default="builtin",
+        help="builtin, a Hugging Face id, a directory or a .gguf file (default: %(default)s)",
     )
     parser.add_argument("--port", type=_port, default=5006, help="port to listen on (default: %(default)s)")
     parser.add_argument(

@@ -53,9 +53,27 @@ class Dashboard(Viewer):
         self.inspector = Inspector(session, dark=dark)
         self.error = Notice(dark=dark, tone="error")
         self.note = Notice(dark=dark, tone="warning")
+        self.guide = self._heading("")
+        self.guide.tone = "quiet"
         self._head_title, self._next_title = self._heading(""), self._heading("")
         session.param.watch(self._tell, ["error", "note", "run", "head", "position"])
+        self._first = session.param.watch(self._first_sight, "run")
         self._tell()
+
+    def _first_sight(self, event: Any) -> None:
+        """Select the head that the first text is about, and say what there is to see."""
+        from transpector.state.measure import induction_scores  # torch is there by now
+
+        self.session.param.unwatch(self._first)
+        scores = induction_scores(event.new)
+        layer, head = divmod(int(scores.argmax()), scores.shape[1])
+        if scores.max() < 0.3:
+            return
+        self.session.head = layer, head
+        self.guide.text = (
+            f"The text repeats. Head L{layer}H{head} attends from each token to the one that followed it the last time "
+            f"(induction, score {scores.max():.2f}), so the second copy is easier to predict. Set it to zero, and see the loss."
+        )
 
     def _heading(self, text: str, hint: str = "") -> Notice:
         return Notice(text=text, hint=hint, tone="heading", dark=self.param.dark)
@@ -64,7 +82,7 @@ class Dashboard(Viewer):
         session = self.session
         self.error.text = session.error
         self.note.text = " ".join(filter(None, (session.note, *(session.run.notes if session.run else ()))))
-        self._head_title.text = "L{}H{}: attention of each query (row) to each key".format(*session.head)
+        self._head_title.text = "L{}H{}: what each token attends to".format(*session.head)
         where = "the last token" if session.position == -1 else f"position {session.position}"
         self._next_title.text = f"Next token after {where}"
 
@@ -85,27 +103,33 @@ class Dashboard(Viewer):
         ]
 
     def _middle(self) -> list[Any]:
-        gap = {"gap": f"{3 * theme.UNIT}px"}
-
-        def panel(title: Notice, body: Any, **grows: Any) -> pn.Column:
-            return pn.Column(title, body, sizing_mode="stretch_width", **grows)
+        def column(share: int, *panes: Any) -> pn.Column:
+            styles = {"flex": f"{share} 1 0", "min-width": "0", "gap": f"{theme.UNIT}px"}
+            return pn.Column(*panes, sizing_mode="stretch_width", styles=styles)
 
         return [
             pn.Column(
                 self.error,
                 self.note,
+                self.guide,
                 self.strip,
                 pn.Row(
-                    panel(self._heading("Attention of every head", "Click a head, or use the arrow keys"), self.sheet, styles={"flex": "3 1 0", "min-width": "0"}),
-                    panel(self._head_title, self.head, height=440, styles={"flex": "2 1 0", "min-width": "0"}),
+                    column(
+                        3,
+                        self._heading("Attention of every head", "Click a head, or use the arrow keys"),
+                        self.sheet,
+                        self._heading("Loss per token", "The line is now, grey the baseline"),
+                        pn.Column(self.loss, height=216, sizing_mode="stretch_width"),
+                    ),
+                    column(
+                        2,
+                        self._head_title,
+                        pn.Column(self.head, height=392, sizing_mode="stretch_width"),
+                        self._next_title,
+                        self.next_tokens,
+                    ),
                     sizing_mode="stretch_width",
-                    styles=gap,
-                ),
-                pn.Row(
-                    panel(self._heading("Loss per token", "The line is now, grey the baseline"), self.loss, height=210, styles={"flex": "3 1 0", "min-width": "0"}),
-                    panel(self._next_title, self.next_tokens, styles={"flex": "2 1 0", "min-width": "0"}),
-                    sizing_mode="stretch_width",
-                    styles=gap,
+                    styles={"gap": f"{3 * theme.UNIT}px"},
                 ),
                 sizing_mode="stretch_width",
                 margin=(theme.UNIT, 2 * theme.UNIT),

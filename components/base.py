@@ -56,7 +56,9 @@ class Pane(Viewer):
                     self.show(future.result())
             elif not isinstance(error, TranspectorError | Cancelled):
                 _log.error("%s could not be shown.", type(self).__name__, exc_info=error)
-                notify(f"{type(self).__name__} could not be shown ({type(error).__name__}). The log has the details.")
+                notify(
+                    f"{type(self).__name__} could not be shown ({type(error).__name__}). The log has the details."
+                )
 
         future = run.model.worker.submit(lambda: self.measure(**read))
         future.add_done_callback(lambda done: self.session.post(lambda: show(done)))
@@ -74,7 +76,10 @@ def notify(message: str) -> None:
 
 def visible(pieces: tuple[str, ...] | list[str]) -> list[str]:
     """Tokens with their spaces, line ends and control characters made visible."""
-    return ["".join(_VISIBLE.get(c, c) if c.isprintable() or c in _VISIBLE else f"‹{ord(c):02X}›" for c in p) for p in pieces]
+    return [
+        "".join(_VISIBLE.get(c, c) if c.isprintable() or c in _VISIBLE else f"‹{ord(c):02X}›" for c in p)
+        for p in pieces
+    ]
 
 
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
@@ -90,5 +95,3 @@ def short(number: float | None, signed: bool = False) -> str:
     if not float(f"{number:.3g}"):
         text = "0"
     return text.replace("-", "−")
-
-

@@ -9,6 +9,7 @@ from panel.custom import JSComponent
 from transpector.components import theme
 from transpector.components.base import Pane, visible
 
+
 class ContactSheet(JSComponent):
     """Every layer × head as a thumbnail; a click or the arrow keys select one.
 
@@ -79,14 +80,16 @@ class AttentionSheet(Pane):
 
     def __init__(self, session: Any, **params: Any):
         super().__init__(session, **params)
-        self.sheet = ContactSheet(selected=session.head, dark=self.param.dark, max_height=420)
+        self.sheet = ContactSheet(selected=session.head, dark=self.param.dark, max_height=384, visible=False)
         self.sheet.param.watch(self._select, "selected")
         session.param.watch(lambda event: self.sheet.param.update(selected=event.new), "head")
         session.param.watch(lambda event: self._mark(), "interventions")
         session.param.watch(lambda event: self.sheet.param.update(busy=event.new == "running"), "state")
 
     def measure(self, run: Any) -> dict[str, Any]:
-        from transpector.state.measure import thumbnails  # brings torch, which the first paint does not wait for
+        from transpector.state.measure import (
+            thumbnails,
+        )  # brings torch, which the first paint does not wait for
 
         pictures, maxima, pooled = thumbnails(run)
         return {
@@ -98,7 +101,7 @@ class AttentionSheet(Pane):
         }
 
     def show(self, numbers: dict[str, Any]) -> None:
-        self.sheet.param.update(selected=self.session.head, marks=self._marks(), **numbers)
+        self.sheet.param.update(visible=True, selected=self.session.head, marks=self._marks(), **numbers)
 
     def _select(self, event: Any) -> None:
         if event.new is not None:
@@ -113,13 +116,25 @@ class AttentionSheet(Pane):
         marks = []
         for intervention in self.session.interventions:
             site = intervention.site
-            if model is None or not intervention.enabled or site.layer is None or site.layer >= model.spec.n_layers:
+            if (
+                model is None
+                or not intervention.enabled
+                or site.layer is None
+                or site.layer >= model.spec.n_layers
+            ):
                 continue
             if not {"head", "kv_head"} & set(site.axes_of_kind):
                 continue
             shared = model.spec.n_heads // model.spec.n_kv_heads if "kv_head" in site.axes_of_kind else 1
-            heads = range(model.spec.n_heads) if site.head is None else range(site.head * shared, (site.head + 1) * shared)
-            marks += [{"layer": site.layer, "head": head, "state": theme.STATES[intervention.verb]} for head in heads]
+            heads = (
+                range(model.spec.n_heads)
+                if site.head is None
+                else range(site.head * shared, (site.head + 1) * shared)
+            )
+            marks += [
+                {"layer": site.layer, "head": head, "state": theme.STATES[intervention.verb]}
+                for head in heads
+            ]
         return marks
 
     def __panel__(self) -> Any:

@@ -28,12 +28,25 @@ class Inspector(Pane):
         super().__init__(session, **params)
         self._title = Notice(dark=self.param.dark, tone="big")
         self._of = pmui.Select(
-            label="Of this head", options=list(OF_A_HEAD), value="z", size="small", margin=0, sizing_mode="stretch_width"
+            label="Of this head",
+            options=list(OF_A_HEAD),
+            value="z",
+            size="small",
+            margin=0,
+            sizing_mode="stretch_width",
         )
         self._buttons = {
             "Zero": ("block", "Set it to zero", lambda site: Ablate(site)),
-            "Mean": ("functions", "Set it to its mean over the positions of the baseline", lambda site: Ablate(site, "mean")),
-            "Freeze": ("ac_unit", "Hold the value it has now, while the text or other interventions change", Freeze),
+            "Mean": (
+                "functions",
+                "Set it to its mean over the positions of the baseline",
+                lambda site: Ablate(site, "mean"),
+            ),
+            "Freeze": (
+                "ac_unit",
+                "Hold the value it has now, while the text or other interventions change",
+                Freeze,
+            ),
             "Patch": ("alt_route", "Write into it what it holds on text B", self._patch),
         }
         self._row = [self._button(label, *rest) for label, rest in self._buttons.items()]
@@ -49,7 +62,13 @@ class Inspector(Pane):
 
     def _button(self, label: str, icon: str, says: str, make: Any) -> pmui.Button:
         button = pmui.Button(
-            label=label, icon=icon, description=says, variant="outlined", size="small", margin=0, sizing_mode="stretch_width"
+            label=label,
+            icon=icon,
+            description=says,
+            variant="outlined",
+            size="small",
+            margin=0,
+            sizing_mode="stretch_width",
         )
         button.on_click(lambda event: self.session.add(make(self._site())))
         return button
@@ -72,21 +91,37 @@ class Inspector(Pane):
             unable = [kind for kind in OF_A_HEAD if not model.health.can_write(kind)]
             self._of.param.update(
                 disabled_options=unable,
-                description="; ".join(reason for reason in model.health.reasons if reason.split(":")[0] in unable) or None,
+                description="; ".join(
+                    reason for reason in model.health.reasons if reason.split(":")[0] in unable
+                )
+                or None,
                 value="z" if self._of.value in unable else self._of.value,
             )
         for button in self._row:
             button.disabled = model is None
         self._row[3].param.update(
             disabled=model is None or not self.session.text_b,
-            description="Write into it what it holds on text B" if self.session.text_b else "Type a text B first",
+            description="Write into it what it holds on text B"
+            if self.session.text_b
+            else "Type a text B first",
         )
 
     def _figure(self) -> Any:
-        plot = figure(height=110, sizing_mode="stretch_width", tools="", toolbar_location=None, min_border=4)
+        plot = figure(
+            height=110,
+            sizing_mode="stretch_width",
+            tools="",
+            toolbar_location=None,
+            min_border=4,
+            visible=False,
+        )
         self._bars = plot.vbar(x="x", top="norm", width=0.8, source=self._source, line_color=None)
         plot.add_tools(
-            HoverTool(renderers=[self._bars], mode="vline", tooltips=[("token", "@token (position @x)"), ("norm", "@norm{0.00}")])
+            HoverTool(
+                renderers=[self._bars],
+                mode="vline",
+                tooltips=[("token", "@token (position @x)"), ("norm", "@norm{0.00}")],
+            )
         )
         plot.xgrid.visible = False
         plot.y_range.start = 0
@@ -115,10 +150,17 @@ class Inspector(Pane):
         top = max(1e-9, *(abs(value) for _, value in numbers["up"] + numbers["down"]))
         for bars, tokens in ((self._promotes, numbers["up"]), (self._suppresses, numbers["down"])):
             rows = [
-                {"piece": visible([piece])[0], "value": value, "label": short(value, signed=True), "hint": f"{piece!r}: {value:+.4f} logits"}
+                {
+                    "piece": visible([piece])[0],
+                    "value": value,
+                    "label": short(value, signed=True),
+                    "hint": f"{piece!r}: {value:+.4f} logits",
+                }
                 for piece, value in tokens
             ]
-            bars.param.update(rows=rows, top=top)
+            nothing = all(abs(value) < 1e-9 for _, value in tokens)
+            bars.param.update(rows=[] if nothing else rows, top=top, empty="Nothing: it writes zero here.")
+        self.figure.visible = True
         self._source.data = numbers["norm"]
 
     def _paint(self, *events: Any) -> None:

@@ -30,7 +30,13 @@ class TokenLoss(Pane):
 
     def _figure(self) -> Any:
         plot = figure(
-            sizing_mode="stretch_both", tools="", toolbar_location=None, min_border=4, x_range=(0.5, 2), y_range=(0, 1)
+            sizing_mode="stretch_both",
+            tools="",
+            toolbar_location=None,
+            min_border=4,
+            x_range=(0.5, 2),
+            y_range=(0, 1),
+            visible=False,
         )
         self._before = plot.step("x", "before", source=self._source, mode="center", line_width=1.5)
         self._now = plot.step("x", "loss", source=self._source, mode="center", line_width=2)
@@ -53,7 +59,9 @@ class TokenLoss(Pane):
         return plot
 
     def measure(self, run: Any, baseline: Any) -> dict[str, Any]:
-        from transpector.state.measure import predicted  # brings torch, which the first paint does not wait for
+        from transpector.state.measure import (
+            predicted,
+        )  # brings torch, which the first paint does not wait for
 
         guesses = predicted(run)[:-1]
         change = run.loss - baseline.loss
@@ -68,6 +76,7 @@ class TokenLoss(Pane):
         }
 
     def show(self, numbers: dict[str, Any]) -> None:
+        self.figure.visible = True
         self._source.data = numbers
         n = len(numbers["x"])
         highest = max([1.0, *numbers["loss"], *numbers["before"]])
@@ -80,7 +89,9 @@ class TokenLoss(Pane):
     def _paint(self, *events: Any) -> None:
         colours = theme.ground(self.dark)
         theme.paint(self.figure, self.dark)
-        self._now.glyph.line_color = self._dots.glyph.fill_color = self._dots.glyph.line_color = colours.accent
+        self._now.glyph.line_color = self._dots.glyph.fill_color = self._dots.glyph.line_color = (
+            colours.accent
+        )
         self._before.glyph.line_color = colours.baseline
         self._at.line_color = colours.muted
 

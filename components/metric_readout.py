@@ -24,24 +24,42 @@ class MetricReadout(Pane):
         super().__init__(session, **params)
         labels = {kind: label for label, kind in KINDS.items()}
         self._kind = pmui.Select(
-            label="Metric", options=list(KINDS), value=labels[session.metric.kind], size="small", margin=0, sizing_mode="stretch_width"
+            label="Metric",
+            options=list(KINDS),
+            value=labels[session.metric.kind],
+            size="small",
+            margin=0,
+            sizing_mode="stretch_width",
         )
         self._answer = _token("Answer", session.metric.answer)
         self._distractor = _token("Distractor", session.metric.distractor)
         self._position = pmui.IntInput(
-            label="After position", value=session.metric.position, size="small", margin=0, sizing_mode="stretch_width",
+            label="After position",
+            value=session.metric.position,
+            size="small",
+            margin=0,
+            sizing_mode="stretch_width",
             description="-1 is the last token",
         )
         self._tokens = pn.Column(
-            pn.Row(self._answer, self._distractor, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
+            pn.Row(
+                self._answer, self._distractor, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}
+            ),
             self._position,
             sizing_mode="stretch_width",
             styles={"gap": f"{theme.UNIT}px"},
         )
-        self._numbers = {name: Notice(dark=self.param.dark, tone=tone) for name, tone in
-                         (("baseline", "quiet"), ("now", "big"), ("difference", "quiet"))}
+        self._numbers = {
+            name: Notice(dark=self.param.dark, tone=tone)
+            for name, tone in (("baseline", "quiet"), ("now", "big"), ("difference", "quiet"))
+        }
         self._trouble = Notice(dark=self.param.dark, tone="warning")
-        for widget, name in ((self._kind, "value"), (self._answer, "value_input"), (self._distractor, "value_input"), (self._position, "value")):
+        for widget, name in (
+            (self._kind, "value"),
+            (self._answer, "value_input"),
+            (self._distractor, "value_input"),
+            (self._position, "value"),
+        ):
             widget.param.watch(self._choose, name)
         self._arrange()
 
@@ -58,7 +76,9 @@ class MetricReadout(Pane):
         self._tokens.visible = kind != "loss"
         self._distractor.visible = kind == "logit_diff"
 
-    def measure(self, run: Any, baseline: Any, metric: Metric) -> tuple[Metric, float | None, float | None, str]:
+    def measure(
+        self, run: Any, baseline: Any, metric: Metric
+    ) -> tuple[Metric, float | None, float | None, str]:
         try:
             return metric, metric.of(baseline), metric.of(run), ""
         except TranspectorError as error:
@@ -68,7 +88,9 @@ class MetricReadout(Pane):
         metric, before, now, trouble = numbers
         self._trouble.text = trouble
         difference = None if now is None else now - before
-        self._numbers["now"].param.update(text="" if trouble else f"{short(now)} {metric.unit}", hint=metric.label)
+        self._numbers["now"].param.update(
+            text="" if trouble else f"{short(now)} {metric.unit}", hint=metric.label
+        )
         self._numbers["baseline"].text = "" if trouble else f"baseline {short(before)}"
         self._numbers["difference"].text = "" if trouble else f"difference {short(difference, signed=True)}"
 
@@ -78,7 +100,9 @@ class MetricReadout(Pane):
             self._tokens,
             pn.Row(
                 self._numbers["now"],
-                pn.Column(self._numbers["baseline"], self._numbers["difference"], sizing_mode="stretch_width"),
+                pn.Column(
+                    self._numbers["baseline"], self._numbers["difference"], sizing_mode="stretch_width"
+                ),
                 sizing_mode="stretch_width",
                 align="center",
             ),
@@ -90,6 +114,11 @@ class MetricReadout(Pane):
 
 def _token(label: str, value: str) -> pmui.TextInput:
     return pmui.TextInput(
-        label=label, value=value, size="small", margin=0, sizing_mode="stretch_width",
-        placeholder="one token", description="One token, with its space: ' Paris'",
+        label=label,
+        value=value,
+        size="small",
+        margin=0,
+        sizing_mode="stretch_width",
+        placeholder="one token",
+        description="One token, with its space: ' Paris'",
     )

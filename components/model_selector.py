@@ -14,7 +14,14 @@ from transpector.components.parts.notice import Notice
 from transpector.state.errors import TranspectorError
 
 DTYPES = ("float32", "bfloat16", "float16")
-SOURCES = {"builtin": "in the box", "wheel": "on this computer", "cache": "on this computer", "directory": "on this computer", "gguf": "on this computer", "hub": "on the hub"}
+SOURCES = {
+    "builtin": "in the box",
+    "wheel": "on this computer",
+    "cache": "on this computer",
+    "directory": "on this computer",
+    "gguf": "on this computer",
+    "hub": "on the hub",
+}
 
 
 class ModelSelector(Viewer):
@@ -57,7 +64,9 @@ class ModelSelector(Viewer):
         return pmui.Dialog(
             pn.Column(
                 self.model,
-                pn.Row(self.device, self.dtype, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
+                pn.Row(
+                    self.device, self.dtype, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}
+                ),
                 self.facts,
                 self.trouble,
                 self.loading,
@@ -74,8 +83,6 @@ class ModelSelector(Viewer):
     def open(self) -> None:
         """Show the dialog, with the models on this computer to choose from."""
         self.dialog.open = True
-        if self.session.model is not None:
-            self.model.value = self.session.model.name
         self._filling = asyncio.ensure_future(self._fill())
 
     async def _fill(self) -> None:
@@ -83,7 +90,10 @@ class ModelSelector(Viewer):
         from transpector.state.spec import devices
 
         entries = await asyncio.to_thread(local_models)
-        self.model.options = [entry.name for entry in entries]
+        names = [entry.name for entry in entries]
+        now = self.session.model.name if self.session.model else names[0]
+        self.model.options = names if now in names else [now, *names]
+        self.model.value = now
         self.device.options = await asyncio.to_thread(devices)
         await self._describe()
 
@@ -115,12 +125,18 @@ class ModelSelector(Viewer):
             return
         if asked != self._asked:
             return
-        self.trouble.text = "" if spec.fits else "It does not fit. Choose another precision or a smaller model."
+        self.trouble.text = (
+            "" if spec.fits else "It does not fit. Choose another precision or a smaller model."
+        )
         self.load.disabled = not spec.fits
         self.facts.rows = [
             ["where", SOURCES[entry.source]],
             ["architecture", spec.architecture],
-            ["layers × heads", f"{spec.n_layers} × {spec.n_heads}" + (f" ({spec.n_kv_heads} key-value heads)" if spec.n_kv_heads != spec.n_heads else "")],
+            [
+                "layers × heads",
+                f"{spec.n_layers} × {spec.n_heads}"
+                + (f" ({spec.n_kv_heads} key-value heads)" if spec.n_kv_heads != spec.n_heads else ""),
+            ],
             ["d_model · d_head · d_mlp", f"{spec.d_model:,} · {spec.d_head:,} · {spec.d_mlp:,}"],
             ["vocabulary", f"{spec.d_vocab:,}"],
             ["context", f"{spec.n_ctx:,} tokens"],

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from transpector.components.base import Pane, short, visible
+from transpector.components.base import Pane, visible
 from transpector.components.parts.token_bars import TokenBars
 
 N_TOKENS = 6
@@ -18,14 +18,16 @@ class NextTokens(Pane):
         self.bars = TokenBars(top=1, dark=self.param.dark, empty="Type a text to see what comes next.")
 
     def measure(self, run: Any, baseline: Any, position: int) -> list[dict]:
-        from transpector.state.measure import next_tokens  # brings torch, which the first paint does not wait for
+        from transpector.state.measure import (
+            next_tokens,
+        )  # brings torch, which the first paint does not wait for
 
         rows = []
         for token, piece, now, before in next_tokens(run, baseline, min(position, run.n_pos - 1), N_TOKENS):
-            row = {"piece": visible([piece])[0], "value": now, "label": short(now)}
+            row = {"piece": visible([piece])[0], "value": now, "label": f"{now:.3f}"}
             row["hint"] = f"{piece!r}, id {token}: probability {now:.4f}, baseline {before:.4f}"
             if run is not baseline:
-                row |= {"before": before, "change": short(now - before, signed=True)}
+                row |= {"before": before, "change": f"{now - before:+.3f}".replace("-", "−")}
             rows.append(row)
         return rows
 

@@ -42,7 +42,13 @@ class PatchTable(Viewer):
         self.session = session
         self.rows = PatchRows(dark=self.param.dark)
         self.rows.clicked = self._clicked
-        self._clear = pmui.Button(label="Clear", variant="text", size="small", margin=0, description="Delete all; undo brings them back")
+        self._clear = pmui.Button(
+            label="Clear",
+            variant="text",
+            size="small",
+            margin=0,
+            description="Delete all; undo brings them back",
+        )
         self._clear.on_click(lambda event: session.param.update(interventions=[]))
         session.param.watch(lambda *events: self._show(), ["interventions", "effects"])
         self._show()

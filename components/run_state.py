@@ -48,7 +48,9 @@ class RunState(JSComponent):
         elif session.state == "running":
             says, fraction = f"running: {session.progress[0]}", session.progress[1]
         elif session.run is not None:
-            says = f"run: {session.run.ms:,.0f} ms · {session.run.n_pos:,} tokens · {len(session.run.interventions)} interventions"
+            n_changes = len(session.run.interventions)
+            says = f"run: {session.run.ms:,.0f} ms · {session.run.n_pos:,} tokens"
+            says += f" · {n_changes} intervention{'s' * (n_changes != 1)}" if n_changes else ""
         else:
             says = "no model yet" if model is None else ""
         self.param.update(

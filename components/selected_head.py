@@ -4,13 +4,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import panel as pn
-from bokeh.models import BasicTicker, ColorBar, ColumnDataSource, FixedTicker, HoverTool, LinearColorMapper
+from bokeh.models import ColumnDataSource, CustomJSHover, FixedTicker, HoverTool, LinearColorMapper
 from bokeh.plotting import figure
 
 from transpector.components import theme
 from transpector.components.base import Pane, visible
 
-MAX_LABELS = 28  # more would overlap
+MAX_KEYS, MAX_QUERIES = 16, 24  # labels; more would overlap
 
 
 class SelectedHead(Pane):
@@ -21,6 +21,7 @@ class SelectedHead(Pane):
     def __init__(self, session: Any, **params: Any):
         super().__init__(session, **params)
         self._source = ColumnDataSource({"image": [np.zeros((1, 1), np.float32)], "n": [1]})
+        self._pieces = ColumnDataSource({"piece": []})
         self._mapper = LinearColorMapper(palette=theme.palette("sequential", self.dark), low=0, high=1)
         self.figure = self._figure()
         self._pane = pn.pane.Bokeh(self.figure, sizing_mode="stretch_both", min_height=300)
@@ -33,6 +34,7 @@ class SelectedHead(Pane):
             x_axis_location="above",
             x_range=(0, 1),
             y_range=(1, 0),
+            visible=False,
             tools="",
             toolbar_location=None,
             match_aspect=False,
@@ -40,19 +42,18 @@ class SelectedHead(Pane):
             output_backend="canvas",
         )
         image = plot.image(
-            image="image", x=0, y=0, dw="n", dh="n", source=self._source, color_mapper=self._mapper, origin="top_left"
+            image="image", x=0, y=0, dw="n", dh="n", source=self._source, color_mapper=self._mapper
         )
-        tips = HoverTool(
-            renderers=[image],
-            tooltips=[("query", "$y{0}"), ("key", "$x{0}"), ("probability", "@image{0.000}")],
+        token = CustomJSHover(
+            args={"source": self._pieces}, code="return source.data.piece[Math.floor(value)] ?? ''"
         )
-        plot.add_tools(tips)
-        self._tips = tips
-        bar = ColorBar(
-            color_mapper=self._mapper, width=8, padding=4, ticker=BasicTicker(desired_num_ticks=3), title=None, border_line_color=None
+        plot.add_tools(
+            HoverTool(
+                renderers=[image],
+                tooltips=[("query", "$y{custom}"), ("key", "$x{custom}"), ("probability", "@image{0.000}")],
+                formatters={"$x": token, "$y": token},
+            )
         )
-        plot.add_layout(bar, "right")
-        self._bar = bar
         plot.xaxis.axis_label, plot.yaxis.axis_label = "key", "query"
         plot.xaxis.major_label_orientation = 1.2
         plot.grid.visible = False
@@ -64,21 +65,19 @@ class SelectedHead(Pane):
     def show(self, numbers: tuple[Any, list[str]]) -> None:
         pattern, pieces = numbers
         n = len(pieces)
+        self.figure.visible = True
+        self._pieces.data = {"piece": [f"{piece} (position {at})" for at, piece in enumerate(pieces)]}
         self._source.data = {"image": [pattern], "n": [n]}
-        step = -(-n // MAX_LABELS)
-        ticks = [at + 0.5 for at in range(0, n, step)]
-        for axis in (*self.figure.xaxis, *self.figure.yaxis):
+        for axis, most in ((self.figure.xaxis[0], MAX_KEYS), (self.figure.yaxis[0], MAX_QUERIES)):
+            ticks = [at + 0.5 for at in range(0, n, -(-n // most))]
             axis.ticker = FixedTicker(ticks=ticks)
             axis.major_label_overrides = {at: _clip(pieces[int(at)]) for at in ticks}
         self.figure.x_range.end = n
         self.figure.y_range.start = n
 
     def _paint(self, *events: Any) -> None:
-        colours = theme.ground(self.dark)
         self._mapper.palette = theme.palette("sequential", self.dark)
         theme.paint(self.figure, self.dark)
-        self._bar.background_fill_color = colours.paper
-        self._bar.major_label_text_color = colours.muted
 
     def __panel__(self) -> Any:
         return self._pane

@@ -22,8 +22,16 @@ class TextInput(Pane):
     def __init__(self, session: Any, **params: Any):
         super().__init__(session, **params)
         self._area = _area("Text", session.text, "Type a text: the model reads it as you type.")
-        self._area_b = _area("Text B, to patch from", session.text_b, "A second text, best of as many tokens.")
-        self._bos = pmui.Switch(label="BOS", value=False, size="small", margin=(0, 0, 0, 4), description="Begin with the model's BOS token")
+        self._area_b = _area(
+            "Text B, to patch from", session.text_b, "A second text, best of as many tokens."
+        )
+        self._bos = pmui.Switch(
+            label="BOS",
+            value=False,
+            size="small",
+            margin=(0, 0, 0, 4),
+            description="Begin with the model's BOS token",
+        )
         self._repeat = pmui.Button(
             label="Repeated random tokens",
             icon="repeat",

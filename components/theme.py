@@ -144,7 +144,20 @@ def _mui(colours: Ground) -> dict:
                     }
                 }
             },
-            "MuiDrawer": {"styleOverrides": {"paper": {"backgroundImage": "none", "borderColor": colours.line}}},
+            # The page's own title is white, whatever the bar.
+            "MuiTypography": {
+                "styleOverrides": {
+                    "h3": {
+                        "color": f"{colours.ink} !important",
+                        "fontSize": "18px !important",
+                        "marginRight": "24px",
+                    }
+                }
+            },
+            "MuiToolbar": {"styleOverrides": {"root": {"minHeight": "56px !important"}}},
+            "MuiDrawer": {
+                "styleOverrides": {"paper": {"backgroundImage": "none", "borderColor": colours.line}}
+            },
             "MuiTooltip": {"styleOverrides": {"tooltip": {"fontSize": 12}}},
         },
     }
@@ -190,7 +203,7 @@ def paint(plot: object, dark: bool) -> None:
     """Give a Bokeh figure the page's colours and type: few lines, quiet axes."""
     colours = ground(dark)
     plot.background_fill_color = plot.border_fill_color = colours.paper
-    plot.outline_line_color = None
+    plot.outline_line_color = plot.border_line_color = None
     for axis in plot.axis:
         axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = None
         axis.major_label_text_color = axis.axis_label_text_color = colours.muted

@@ -71,7 +71,9 @@ class TextStrip(Pane):
         session.param.watch(self._follow, "position")
 
     def measure(self, run: Any, head: tuple[int, int]) -> dict[str, Any]:
-        from transpector.state.measure import strip_patterns  # brings torch, which the first paint does not wait for
+        from transpector.state.measure import (
+            strip_patterns,
+        )  # brings torch, which the first paint does not wait for
 
         return {
             "pieces": visible(run.tokens),

@@ -48,6 +48,25 @@ def strip_patterns(run: "Run", layer: int, head: int) -> UInt8[np.ndarray, "3 qu
     return as_bytes(torch.stack([of_layer[head], of_layer.mean(0), mean / run.model.spec.n_layers]))
 
 
+def induction_scores(run: "Run") -> Float[np.ndarray, "layer head"]:
+    """Each head's mean attention from a repeated token to the token after its last occurrence; zero if none repeats.
+
+    The induction score of Olsson et al. 2022, "In-context Learning and Induction Heads", on any text.
+    """
+    last: dict[int, int] = {}
+    pairs = []
+    for query, token in enumerate(run.question.token_ids):
+        if token in last:
+            pairs.append((query, last[token] + 1))
+        last[token] = query
+    scores = np.zeros((run.model.spec.n_layers, run.model.spec.n_heads), np.float32)
+    if pairs:
+        queries, keys = map(list, zip(*pairs, strict=True))
+        for layer in range(len(scores)):
+            scores[layer] = run.tensor(("pattern", layer))[:, queries, keys].float().mean(-1).cpu().numpy()
+    return scores
+
+
 def predicted(run: "Run") -> list[tuple[str, float]]:
     """The likeliest next token at each position, with its probability."""
     logits = run.logits.float()

@@ -24,3 +24,8 @@ class Notice(JSComponent):
     def __init__(self, **params):
         params.setdefault("sizing_mode", "stretch_width")
         super().__init__(**params)
+        self._take_room()
+
+    @param.depends("text", watch=True)
+    def _take_room(self) -> None:
+        self.visible = bool(self.text)
