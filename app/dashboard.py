@@ -12,6 +12,7 @@ from panel.viewable import Viewer
 
 from transpector.components import theme
 from transpector.components.contact_sheet import AttentionSheet
+from transpector.components.guide import Guide
 from transpector.components.inspector import Inspector
 from transpector.components.intervene import Intervene
 from transpector.components.loss import TokenLoss
@@ -53,27 +54,10 @@ class Dashboard(Viewer):
         self.inspector = Inspector(session, dark=dark)
         self.error = Notice(dark=dark, tone="error")
         self.note = Notice(dark=dark, tone="warning")
-        self.guide = self._heading("")
-        self.guide.tone = "quiet"
+        self.guide = Guide(session, dark=dark)
         self._head_title, self._next_title = self._heading(""), self._heading("")
         session.param.watch(self._tell, ["error", "note", "run", "head", "position"])
-        self._first = session.param.watch(self._first_sight, "run")
         self._tell()
-
-    def _first_sight(self, event: Any) -> None:
-        """Select the head that the first text is about, and say what there is to see."""
-        from transpector.state.measure import induction_scores  # torch is there by now
-
-        self.session.param.unwatch(self._first)
-        scores = induction_scores(event.new)
-        layer, head = divmod(int(scores.argmax()), scores.shape[1])
-        if scores.max() < 0.3:
-            return
-        self.session.head = layer, head
-        self.guide.text = (
-            f"The text repeats. Head L{layer}H{head} attends from each token to the one that followed it the last time "
-            f"(induction, score {scores.max():.2f}), so the second copy is easier to predict. Set it to zero, and see the loss."
-        )
 
     def _heading(self, text: str, hint: str = "") -> Notice:
         return Notice(text=text, hint=hint, tone="heading", dark=self.param.dark)

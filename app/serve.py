@@ -1,6 +1,7 @@
 """Serve: one page a browser session, and the server that gives them out."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import panel as pn
@@ -22,14 +23,20 @@ def open_page(model: str = "") -> Any:
     return dashboard.page()
 
 
-def serve(model: str = "builtin", port: int = 5006, address: str = "127.0.0.1", show: bool = True) -> None:
-    """Serve pages until interrupted."""
+def serve(
+    model: str = "builtin",
+    port: int = 5006,
+    address: str = "127.0.0.1",
+    origins: Sequence[str] = (),
+    show: bool = True,
+) -> None:
+    """Serve pages until interrupted; ``origins`` are further HOST:PORT under which browsers reach this server."""
     pn.serve(
         {"/": lambda: open_page(model)},
         title="Transpector",
         port=port,
         address=address,
-        websocket_origin=[f"{address}:{port}", f"localhost:{port}"],
+        websocket_origin=[f"{address}:{port}", f"localhost:{port}", *origins],
         show=show,
         liveness=True,
         admin=False,

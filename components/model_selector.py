@@ -13,6 +13,7 @@ from transpector.components.parts.fact_table import FactTable
 from transpector.components.parts.notice import Notice
 from transpector.state.errors import TranspectorError
 
+N_FOUND = 30  # models offered for what is typed
 DTYPES = ("float32", "bfloat16", "float16")
 SOURCES = {
     "builtin": "in the box",
@@ -24,6 +25,24 @@ SOURCES = {
 }
 
 
+class ModelName(pmui.AutocompleteInput):
+    """A name to be typed; what is found on this computer and in the library's registry is offered as it is."""
+
+    _esm_base = "Autocomplete.jsx"
+
+    def _handle_msg(self, message: dict) -> None:
+        if message.get("type") == "search":
+            self._searching = asyncio.ensure_future(self._find(message["id"], str(message.get("query", ""))))
+
+    async def _find(self, query_id: int, query: str) -> None:
+        from transpector.state.catalogue import search
+
+        found = await asyncio.to_thread(search, query, N_FOUND)
+        self._send_msg(
+            {"type": "search_response", "id": query_id, "options": [entry.name for entry in found]}
+        )
+
+
 class ModelSelector(Viewer):
     """A dialog over the page; nothing in it blocks the page or another user."""
 
@@ -33,15 +52,13 @@ class ModelSelector(Viewer):
         super().__init__(**params)
         self.session = session
         wide = {"size": "small", "margin": 0, "sizing_mode": "stretch_width"}
-        self.model = pmui.AutocompleteInput(
+        self.model = ModelName(
             label="Model",
             placeholder="builtin, a Hugging Face id, a directory, or a .gguf file",
-            options=["builtin"],
             value="builtin",
             restrict=False,
             min_characters=0,
-            case_sensitive=False,
-            search_strategy="includes",
+            lazy_search=True,
             **wide,
         )
         self.device = pmui.Select(label="Device", options=["cpu"], value="cpu", **wide)
@@ -53,7 +70,6 @@ class ModelSelector(Viewer):
         self.cancel = pmui.Button(label="Cancel", variant="text", size="small", margin=0, visible=False)
         self.dialog = self._dialog()
         self._asked = 0
-        self.model.param.watch(self._search, "value_input")
         for widget in (self.model, self.device, self.dtype):
             widget.param.watch(self._describe, "value")
         self.load.on_click(self._load)
@@ -86,25 +102,12 @@ class ModelSelector(Viewer):
         self._filling = asyncio.ensure_future(self._fill())
 
     async def _fill(self) -> None:
-        from transpector.state.catalogue import local_models
         from transpector.state.spec import devices
 
-        entries = await asyncio.to_thread(local_models)
-        names = [entry.name for entry in entries]
-        now = self.session.model.name if self.session.model else names[0]
-        self.model.options = names if now in names else [now, *names]
-        self.model.value = now
+        if self.session.model is not None:
+            self.model.value = self.session.model.name
         self.device.options = await asyncio.to_thread(devices)
         await self._describe()
-
-    async def _search(self, event: Any) -> None:
-        from transpector.state.catalogue import search
-
-        self._asked += 1
-        asked = self._asked
-        found = await asyncio.to_thread(search, event.new, 30)
-        if asked == self._asked:
-            self.model.options = [entry.name for entry in found]
 
     async def _describe(self, *events: Any) -> None:
         """Look a model up before it is loaded: its shape, and its memory against what is free."""

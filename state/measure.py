@@ -1,5 +1,6 @@
 """Measure: derived numbers of a run, computed for what is shown; numpy out. On the model's worker where they read weights."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,22 +49,27 @@ def strip_patterns(run: "Run", layer: int, head: int) -> UInt8[np.ndarray, "3 qu
     return as_bytes(torch.stack([of_layer[head], of_layer.mean(0), mean / run.model.spec.n_layers]))
 
 
+def repeats(token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Positions whose token occurred before, and for each the position after its last occurrence."""
+    last: dict[int, int] = {}
+    queries, keys = [], []
+    for position, token in enumerate(token_ids):
+        if token in last:
+            queries.append(position)
+            keys.append(last[token] + 1)
+        last[token] = position
+    return queries, keys
+
+
 def induction_scores(run: "Run") -> Float[np.ndarray, "layer head"]:
     """Each head's mean attention from a repeated token to the token after its last occurrence; zero if none repeats.
 
     The induction score of Olsson et al. 2022, "In-context Learning and Induction Heads", on any text.
     """
-    last: dict[int, int] = {}
-    pairs = []
-    for query, token in enumerate(run.question.token_ids):
-        if token in last:
-            pairs.append((query, last[token] + 1))
-        last[token] = query
+    queries, keys = repeats(run.question.token_ids)
     scores = np.zeros((run.model.spec.n_layers, run.model.spec.n_heads), np.float32)
-    if pairs:
-        queries, keys = map(list, zip(*pairs, strict=True))
-        for layer in range(len(scores)):
-            scores[layer] = run.tensor(("pattern", layer))[:, queries, keys].float().mean(-1).cpu().numpy()
+    for layer in range(len(scores) if queries else 0):
+        scores[layer] = run.tensor(("pattern", layer))[:, queries, keys].float().mean(-1).cpu().numpy()
     return scores
 
 
@@ -86,7 +92,13 @@ def next_tokens(
     tokens = now.topk(min(k, len(now))).indices
     if (first := before.argmax()) not in tokens:
         tokens[-1] = first
-    rows = zip(tokens.tolist(), run.model.pieces(tokens.tolist()), now[tokens].tolist(), before[tokens].tolist(), strict=True)
+    rows = zip(
+        tokens.tolist(),
+        run.model.pieces(tokens.tolist()),
+        now[tokens].tolist(),
+        before[tokens].tolist(),
+        strict=True,
+    )
     return list(rows)
 
 

@@ -61,7 +61,7 @@ class Run:
     @cached_property
     def loss(self) -> Float[np.ndarray, " pos-1"]:
         """Cross-entropy in nats of each token given those before it; float32."""
-        targets = torch.tensor(self.question.token_ids[1:], device=self.logits.device)
+        targets = torch.tensor(self.question.token_ids[1:], dtype=torch.long, device=self.logits.device)
         return (
             torch.nn.functional.cross_entropy(self.logits[:-1].float(), targets, reduction="none")
             .cpu()
@@ -98,7 +98,8 @@ class Run:
         if address in self.activations:
             return self.activations[address]
         kind, layer = address
-        if kind == "resid_mid" and not self.model.wiring.parallel:
+        written = any(intervention.site.tensor == address for intervention in self.interventions)
+        if kind == "resid_mid" and not written and not self.model.wiring.parallel:
             return self.tensor(("resid_pre", layer)) + self.tensor(("attn_out", layer))
         return self.model.run(self.question, keep=[address]).activations[address]
 
