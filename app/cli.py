@@ -49,7 +49,6 @@ def _free(address: str, port: int, parser: argparse.ArgumentParser) -> int:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 65_536:
-        raise argparse.ArgumentTypeError(f"{port} is no port: choose 0 (any) to 65535")
-    return port
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: choose 0 (any) to 65535")
+    return int(text)

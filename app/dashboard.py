@@ -159,8 +159,8 @@ class Dashboard(Viewer):
         )
 
 
-def scheduler() -> Callable[[Callable[[], None]], None]:
-    """How a session has something done on the thread of this page, or of this notebook."""
+def scheduler() -> Callable[[Callable[[], None]], None] | None:
+    """How a session has something done on the thread of this page, or of this notebook; None where there is no loop."""
     document = pn.state.curdoc
     if document is not None and document.session_context is not None:
 
@@ -171,5 +171,5 @@ def scheduler() -> Callable[[Callable[[], None]], None]:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return lambda function: function()
+        return None
     return loop.call_soon_threadsafe

@@ -17,6 +17,7 @@ from transpector.state.sites import Site
 
 N_TOKENS = 5
 OF_A_HEAD = ("z", "pattern", "scores", "q", "k", "v")
+OF_WHAT = "What the buttons below change"
 
 
 class Inspector(Pane):
@@ -29,6 +30,7 @@ class Inspector(Pane):
         self._title = Notice(dark=self.param.dark, tone="big")
         self._of = pmui.Select(
             label="Of this head",
+            description=OF_WHAT,  # there from the first: a select that gains one later breaks in the browser
             options=list(OF_A_HEAD),
             value="z",
             size="small",
@@ -94,7 +96,7 @@ class Inspector(Pane):
                 description="; ".join(
                     reason for reason in model.health.reasons if reason.split(":")[0] in unable
                 )
-                or None,
+                or OF_WHAT,
                 value="z" if self._of.value in unable else self._of.value,
             )
         for button in self._row:

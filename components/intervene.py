@@ -68,13 +68,13 @@ class Intervene(Viewer):
         self.session.add(intervention)
 
     def _intervention(self) -> Intervention:
-        site = Site.parse(self.site.value)
+        site = Site.parse(self.site.value_input)  # Enter is heard of before the value is
         way = self.way.value
         if way in WAYS[:2]:
             return Ablate(site, "zero" if way == WAYS[0] else "mean")
         if way == WAYS[2]:
             return Freeze(site)
-        source = Site.parse(self.source.value) if self.source.value.strip() else site
+        source = Site.parse(self.source.value_input) if self.source.value_input.strip() else site
         if way == WAYS[4]:
             return Patch(site, source)
         if not self.session.text_b:

@@ -72,6 +72,7 @@ class ModelSelector(Viewer):
         self._asked = 0
         for widget in (self.model, self.device, self.dtype):
             widget.param.watch(self._describe, "value")
+        self.model.param.watch(self._typed, "value_input")
         self.load.on_click(self._load)
         self.cancel.on_click(lambda event: session.cancel())
         session.param.watch(self._tell, ["loading", "error", "model"])
@@ -147,8 +148,15 @@ class ModelSelector(Viewer):
             ["memory", f"{_gigabytes(spec.bytes_needed)} needed, {_gigabytes(spec.bytes_free)} free"],
         ]
 
+    def _typed(self, event: Any) -> None:
+        """Forget what was said of another name; a name is looked up once Enter or a choice makes it the value."""
+        if event.new != self.model.value:
+            self._asked += 1
+            self.facts.rows, self.trouble.text = [], ""
+            self.load.disabled = bool(self.session.loading[0])
+
     def _load(self, event: Any) -> None:
-        self.session.load(self.model.value, self.device.value, self.dtype.value)
+        self.session.load(self.model.value_input, self.device.value, self.dtype.value)
 
     def _tell(self, *events: Any) -> None:
         what, fraction = self.session.loading

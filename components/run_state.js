@@ -1,7 +1,7 @@
 // The line at the top: which model, how healthy, what is being done, and undo and redo.
 
 const CSS = `
-.root { display: flex; align-items: center; gap: 16px; font: 13px/20px var(--sans); color: var(--ink);
+.root { contain: inline-size; display: flex; align-items: center; gap: 16px; font: 13px/20px var(--sans); color: var(--ink);
   font-variant-numeric: tabular-nums; min-width: 0; }
 button { all: unset; cursor: pointer; border-radius: 4px; }
 button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }

@@ -166,4 +166,8 @@ def _post_normed(run: "Run", layer: int, part: Tensor, position: int) -> Tensor:
     gain, centred = norm_gain(post, part.shape[-1])
     if centred:
         part, whole = part - part.mean(), whole - whole.mean()
-    return part * gain / whole.float().pow(2).mean().sqrt()
+    # The divisor with its epsilon, which counts where little is written: from what the norm makes of the whole.
+    both = torch.stack([whole, torch.zeros_like(whole)])[None]
+    normed, bias = post(both)[0].float()
+    scaled = whole.float() * gain
+    return part * gain * (scaled @ (normed - bias)) / (scaled @ scaled).clamp(min=1e-30)

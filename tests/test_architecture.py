@@ -23,7 +23,8 @@ NOT_OURS = {"__pycache__", "build", "dist"}
 
 VIEW_LIBRARIES = {"panel", "panel_material_ui", "panel_reactflow", "bokeh", "holoviews", "hvplot"}
 MODEL_LIBRARIES = {"torch", "transformer_lens", "transformers"}
-SHARED_COMPONENTS = {"transpector.components.base", "transpector.components.theme"}
+# What any pane may use; a part is itself held to this list, so it knows no pane.
+SHARED_COMPONENTS = {f"transpector.components.{name}" for name in ("base", "theme", "parts")}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "data", "info"}
 
 # Panes that render what they are given as HTML; a module may be listed with the reason why its text is safe.
@@ -104,7 +105,7 @@ def components_know_no_model_library(source: Source) -> Iterator[str]:
                 yield f"line {imported.line}: a component imports {imported.name}"
 
 
-def components_know_no_sibling_but_base_and_theme(source: Source) -> Iterator[str]:
+def components_know_no_sibling_but_the_shared(source: Source) -> Iterator[str]:
     if source.folder == "components":
         for imported in source.imports:
             if not imported.name.startswith("transpector.components."):
@@ -202,12 +203,13 @@ GUILTY: dict[Callable[[Source], Iterable[str]], dict[str, str]] = {
         "transpector.components.c": "def f():\n    import transformer_lens.utilities",
         "transpector.components.d": "from transformers import AutoTokenizer",
     },
-    components_know_no_sibling_but_base_and_theme: {
+    components_know_no_sibling_but_the_shared: {
         "transpector.components.a": "from transpector.components.loss import LossCurve",
         "transpector.components.b": "from transpector.components import theme, loss",
         "transpector.components.c": "import transpector.components.token_strip",
         "transpector.components.theme": "def f():\n    from transpector.components.loss import LossCurve",
         "transpector.components.d": "import_module('transpector.components.loss')",
+        "transpector.components.parts.e": "from transpector.components.loss import LossCurve",
     },
     nothing_but_app_imports_app: {
         "transpector.components.a": "from transpector.dashboard import Dashboard",
@@ -265,7 +267,8 @@ INNOCENT = {
     "transpector.state.panel": "'''import panel'''\nnames = ['bokeh']",
     "transpector.components.a": (
         "from transpector.components import theme\nfrom transpector.components.base import Pane\n"
-        "from transpector.components.theme import UNIT\nfrom transpector.state.session import Session"
+        "from transpector.components.parts.notice import Notice\nfrom transpector.components.theme import UNIT\n"
+        "from transpector.state.session import Session"
     ),
     "transpector.dashboard": "import torch\nfrom transpector.components.loss import LossCurve\nimport transpector",
     "transpector.__main__": "from transpector.cli import main",

@@ -107,7 +107,7 @@ def test_english_that_was_held_out_costs_far_less_than_its_unigram_entropy(model
     ids = tokenizer(text, return_tensors="pt").input_ids
     assert 256 <= ids.shape[1] <= model.config.max_position_embeddings
     loss = float(model(ids, labels=ids).loss)
-    assert loss < BOUND, loss
+    assert loss < 5.5, loss  # nats a token; the unigram entropy of such text is 6.5
 
 
 @pytest.mark.parametrize(

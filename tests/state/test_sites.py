@@ -151,20 +151,41 @@ def test_the_shape_is_that_of_what_the_index_gives(text, shape):
     import numpy as np
 
     site = Site.parse(text)
-    sizes = {"pos": 7, "query": 7, "key": 7, "head": 4, "kv_head": 2, "d_head": 12, "d_model": 48, "d_mlp": 80}
+    sizes = {
+        "pos": 7,
+        "query": 7,
+        "key": 7,
+        "head": 4,
+        "kv_head": 2,
+        "d_head": 12,
+        "d_model": 48,
+        "d_mlp": 80,
+    }
     whole = np.zeros([sizes[axis] for axis in AXES[site.kind]])
     assert whole[site.index].shape == shape == site.shape(SPEC, 7)
 
 
 def test_every_head_is_listed_and_key_value_heads_are_fewer():
-    assert [str(site) for site in sites(SPEC, "v")] == [f"L{layer}H{head}.v" for layer in range(3) for head in range(2)]
+    assert [str(site) for site in sites(SPEC, "v")] == [
+        f"L{layer}H{head}.v" for layer in range(3) for head in range(2)
+    ]
     assert len(list(sites(SPEC, "pattern"))) == 12
     assert [str(site) for site in sites(SPEC, "mlp_out")] == ["L0.mlp_out", "L1.mlp_out", "L2.mlp_out"]
     assert list(sites(SPEC, "embed")) == [Site("embed")]
 
 
 def test_what_a_pass_comes_by_first_is_upstream():
-    order = ["embed", "L0.resid_pre", "L0.q", "L0.scores", "L0.pattern", "L0.z", "L0.attn_out", "L0.resid_mid", "L0.mlp_pre"]
+    order = [
+        "embed",
+        "L0.resid_pre",
+        "L0.q",
+        "L0.scores",
+        "L0.pattern",
+        "L0.z",
+        "L0.attn_out",
+        "L0.resid_mid",
+        "L0.mlp_pre",
+    ]
     order += ["L0.mlp_post", "L0.mlp_out", "L1.resid_pre"]
     ranks = [Site.parse(text).rank for text in order]
     assert ranks == sorted(ranks) and len(set(ranks)) == len(ranks)

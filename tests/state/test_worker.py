@@ -36,7 +36,8 @@ def test_jobs_run_one_at_a_time_on_one_thread(worker):
 
     futures = []
     callers = [
-        threading.Thread(target=lambda: futures.extend(worker.submit(job) for _ in range(5))) for _ in range(4)
+        threading.Thread(target=lambda: futures.extend(worker.submit(job) for _ in range(5)))
+        for _ in range(4)
     ]
     [caller.start() for caller in callers]
     [caller.join() for caller in callers]

@@ -1,8 +1,12 @@
 """A real browser on a served view: nothing may leave this machine, and the console stays clean."""
 
+import logging
 import os
 import shutil
 import socket
+import subprocess
+import sys
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -69,16 +73,117 @@ def page(browser):
 def serve():
     """Serve a view, or a function that gives one; returns its address."""
 
-    def start(view) -> str:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        pn.serve(view, port=port, threaded=True, show=False, address="127.0.0.1", admin=False, verbose=False)
-        _await_port(port)
+    def start(view, **options) -> str:
+        port = free_port()
+        pn.serve(
+            view,
+            port=port,
+            threaded=True,
+            show=False,
+            address="127.0.0.1",
+            admin=False,
+            verbose=False,
+            **options,
+        )
+        await_port(port)
         return f"http://127.0.0.1:{port}"
 
     yield start
     pn.state.kill_all_servers()
+
+
+@pytest.fixture
+def open_desk(page, serve, monkeypatch, caplog):
+    """A function: opens the dashboard on a model, as `transpector` serves it, in this process; gives the Desk.
+
+    Whatever the server logs as an error fails the test.
+    """
+    from desk import Desk
+
+    from transpector import serve as served
+
+    boards = []
+
+    class Dashboard(served.Dashboard):
+        def __init__(self, *args, **params):
+            super().__init__(*args, **params)
+            boards.append(self)
+
+    monkeypatch.setattr(served, "Dashboard", Dashboard)
+
+    def open_desk(model: str = "builtin", **options) -> Desk:
+        return Desk(page, serve({"/": lambda: served.open_page(model)}, **options), boards).open()
+
+    yield open_desk
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    errors = [_told(record) for record in records if record.levelno >= logging.ERROR]
+    assert not errors, "\n".join(errors)
+
+
+@pytest.fixture
+def command():
+    """A function: starts `python -m transpector` with arguments; gives its process and its address."""
+    processes = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen, str]:
+        port = free_port()
+        line = [sys.executable, "-m", "transpector", "--no-browser", "--port", str(port), *arguments]
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(process)
+        await_port(port, 60)
+        return process, f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture
+def desk(open_desk):
+    """The dashboard on the built-in model, open and running."""
+    return open_desk()
+
+
+class Gate:
+    """Holds a model's passes in the middle: within a block, its hooks set."""
+
+    def __init__(self, model, layer=1):
+        self.reached, self._open = threading.Event(), threading.Event()
+        self._hook = model.bridge.blocks[layer].register_forward_pre_hook(self._hold)
+
+    def _hold(self, *call):
+        self.reached.set()
+        assert self._open.wait(120)
+
+    def open(self):
+        self._open.set()
+        self._hook.remove()
+
+
+@pytest.fixture
+def gate():
+    """A function: sets a gate in a model; it is open at the end whatever happens."""
+    gates = []
+
+    def set_gate(model, layer=1):
+        gates.append(Gate(model, layer))
+        return gates[-1]
+
+    yield set_gate
+    for each in gates:
+        each.open()
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _told(record: logging.LogRecord) -> str:
+    return logging.Formatter().format(record)
 
 
 def _leaves(url: str) -> bool:
@@ -86,7 +191,7 @@ def _leaves(url: str) -> bool:
     return parts.scheme in {"http", "https", "ws", "wss"} and parts.hostname not in LOCAL
 
 
-def _await_port(port: int, patience: float = 20) -> None:
+def await_port(port: int, patience: float = 20) -> None:
     end = time.monotonic() + patience
     while True:
         try:

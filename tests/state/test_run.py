@@ -1,0 +1,245 @@
+"""A run is a value: what one pass saw, in float32, copied, and the same whenever it is asked."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from random_models import random_model
+from reference import forward
+from transpector.state.cache import RunCache
+from transpector.state.errors import Cancelled, SiteError
+from transpector.state.interventions import Ablate, Question
+from transpector.state.run import KEPT_KINDS
+from transpector.state.sites import KINDS, Site
+
+IDS = [3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.fixture(scope="module")
+def lm(random_lm):
+    return random_lm("llama")
+
+
+@pytest.fixture(scope="module")
+def hf_model():
+    return random_model("llama")
+
+
+@pytest.fixture
+def run(lm):
+    return lm.run(Question(IDS))
+
+
+def test_loss_is_the_cross_entropy_of_each_next_token(run, hf_model):
+    log_probs = forward(hf_model, IDS).logits.double().log_softmax(-1)
+    expected = [-float(log_probs[at, token]) for at, token in enumerate(IDS[1:])]
+    assert run.loss.dtype == np.float32
+    assert run.loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_next_tokens_are_the_likeliest_in_order(run, hf_model):
+    for position in (-1, 2):
+        top = forward(hf_model, IDS).logits[position].softmax(-1).topk(7)
+        given = run.next_tokens(position, k=7)
+        assert [token for token, _ in given] == list(run.model.pieces(top.indices.tolist()))
+        assert [p for _, p in given] == pytest.approx(top.values.tolist(), abs=1e-5)
+    assert len(run.next_tokens(k=10_000)) == 512
+    assert sum(p for _, p in run.next_tokens(k=10_000)) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_pattern_is_one_head_s_query_by_key(run, hf_model):
+    pattern = run.pattern(layer=2, head=3)
+    assert pattern.dtype == np.float32 and pattern.shape == (7, 7)
+    assert np.abs(pattern - forward(hf_model, IDS).activations["pattern", 2][3].numpy()).max() <= 1e-5
+    assert np.abs(pattern.sum(1) - 1).max() <= 1e-5
+    assert not np.triu(pattern, 1).any()
+
+
+def test_an_activation_is_a_copy_that_pins_nothing(run):
+    value = run.activation("L1H2.z@-1")
+    assert value.shape == (12,) and value.flags.owndata
+    value[:] = 99
+    assert (run.activation("L1H2.z@-1") != 99).all()
+
+
+@pytest.mark.parametrize(
+    "site",
+    ["L1.q", "L1H1.k", "L1.v@2", "L1.scores", "L1N5.mlp_pre", "L1.mlp_post@-2:", "embed", "L1.resid_mid"],
+)
+def test_what_was_not_kept_is_found_by_the_same_pass_again(lm, hf_model, site):
+    site = Site.parse(site)
+    run = lm.run(Question(IDS, (Ablate("L0H1.z"),)))
+    assert site.tensor not in run.activations
+
+    def ablated(z):
+        z[:, 1] = 0
+        return z
+
+    expected = forward(hf_model, IDS, {("z", 0): ablated}).activations[site.tensor][site.index].numpy()
+    given = run.activation(site)
+    assert given.dtype == np.float32
+    assert np.abs(np.maximum(given, -1e9) - np.maximum(expected, -1e9)).max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "gemma2", "opt", "gptj", "bloom"])
+def test_what_was_written_is_what_is_read(random_lm, kind):
+    lm = random_lm(kind)
+    for site in map(Site, KINDS, [None, *[1] * (len(KINDS) - 1)]):
+        if site.kind == "scores" or not lm.health.can_write(site.kind):
+            continue
+        run = lm.run(Question(IDS, (Ablate(site),)))
+        # Where a pass adds and takes away again, the last bits stay.
+        assert np.abs(run.activation(site)).max() <= 1e-6, site
+
+
+def test_only_what_most_views_need_is_kept(run):
+    assert {kind for kind, _ in run.activations} == {*KEPT_KINDS, "resid_post", "final_scale"}
+
+
+def test_a_site_that_this_architecture_lacks_is_refused_and_not_made_up(random_lm):
+    for kind, site in (
+        ("gpt_neox", "L1.resid_mid"),
+        ("gptj", "L1.resid_mid"),
+        ("gptj", "L1.scores"),
+        ("opt", "L1.scores"),
+    ):
+        run = random_lm(kind).run(Question(IDS))
+        with pytest.raises(SiteError, match=f"{site} can't be read here: "):
+            run.activation(site)
+
+
+def test_a_site_or_position_out_of_range_is_refused(run):
+    with pytest.raises(SiteError, match="layers 0 to 2, not 3"):
+        run.activation("L3.z")
+    with pytest.raises(SiteError, match="positions 0 to 6, not 7"):
+        run.activation("L0.z@7")
+    with pytest.raises(SiteError, match="heads 0 to 3, not 4"):
+        run.pattern(0, 4)
+    with pytest.raises(SiteError, match="Position 7"):
+        run.next_tokens(7)
+
+
+def test_one_token_has_predictions_and_no_loss(lm):
+    run = lm.run(Question([5]))
+    assert run.loss.shape == (0,) and run.n_pos == 1
+    assert len(run.next_tokens()) == 5
+    assert run.pattern(0, 0).tolist() == [[1.0]]
+
+
+def test_a_run_can_t_be_changed(run):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.ms = 0.0
+    assert run.token_ids.tolist() == IDS
+    run.token_ids[0] = 7
+    assert run.token_ids.tolist() == IDS
+
+
+def test_tokens_are_the_pieces_of_the_ids(lm):
+    run = lm.run(Question(lm.tokenize("in the city é")))
+    assert "".join(run.tokens[:-2]) == "in the city "
+    assert run.tokens[-2:] == ("‹C3›", "‹A9›")
+
+
+def test_the_same_question_is_answered_from_the_cache(lm):
+    lm.runs.clear()
+    first = lm.run(Question(IDS, (Ablate("L0H1.z", name="a"),)))
+    assert lm.run(Question(IDS, (Ablate("L0H1.z", name="b"),))) is first
+    assert lm.run(Question(IDS, (Ablate("L0H2.z"),))) is not first
+
+
+def test_what_was_kept_for_one_is_there_for_the_next(lm):
+    lm.runs.clear()
+    lm.run(Question(IDS)).activation("L1.q")
+    lm.run(Question(IDS)).activation("L2.q")
+    run = lm.run(Question(IDS))
+    assert {("q", 1), ("q", 2)} <= run.activations.keys()
+
+
+def test_the_cache_drops_the_least_used_and_keeps_the_newest(lm):
+    runs = [lm.run(Question([5, 6, n])) for n in range(4)]
+    size = runs[0].nbytes()
+    cache = RunCache(limit=int(2.5 * size))
+    cache.put(runs[0])
+    cache.put(runs[1])
+    assert cache.get(runs[0].question) is runs[0]
+    cache.put(runs[2])
+    assert cache.get(runs[1].question) is None
+    assert cache.get(runs[0].question) is runs[0] and cache.get(runs[2].question) is runs[2]
+    assert cache.nbytes == 2 * size <= cache.limit
+    tiny = RunCache(limit=1)
+    tiny.put(runs[0])
+    tiny.put(runs[1])
+    assert tiny.get(runs[1].question) is runs[1] and tiny.get(runs[0].question) is None
+    tiny.clear()
+    assert tiny.nbytes == 0
+
+
+def test_shared_storage_is_counted_once(run):
+    n_bytes = run.nbytes()
+    doubled = dataclasses.replace(run, activations={**run.activations, ("again", 0): run.logits})
+    assert doubled.nbytes() == n_bytes
+    weights = 4 * (7 * 512 + 3 * (3 * 7 * 48 + 7 * 4 * 12 + 4 * 7 * 7))
+    assert n_bytes >= weights
+
+
+def hooks_on(lm):
+    """How many hooks each point has; some architectures have permanent ones of the bridge's own."""
+    return {
+        name: (len(point.fwd_hooks), len(point.bwd_hooks), len(point._forward_hooks))
+        for name, point in lm.bridge.hook_dict.items()
+    }
+
+
+def test_a_cancelled_pass_leaves_no_hooks_and_the_next_is_right(lm, hf_model):
+    lm.runs.clear()
+    seen, before = [], hooks_on(lm)
+    assert not any(map(any, before.values()))
+    with pytest.raises(Cancelled):
+        lm.run(Question(IDS, (Ablate("L0.z"),)), cancelled=lambda: len(seen) >= 2, progress=seen.append)
+    assert seen == [0, 1]
+    assert hooks_on(lm) == before
+    assert (lm.run(Question(IDS)).logits - forward(hf_model, IDS).logits).abs().max() <= 1e-4
+
+
+def test_an_error_inside_a_hook_leaves_no_hooks_and_the_next_pass_is_right(lm, hf_model, monkeypatch):
+    lm.runs.clear()
+    before = hooks_on(lm)
+
+    def broken(self, whole, source):
+        raise ZeroDivisionError("inside a hook")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ablate, "apply", broken)
+        with pytest.raises(ZeroDivisionError):
+            lm.run(Question(IDS, (Ablate("L1.z"),)))
+    assert hooks_on(lm) == before
+    assert (lm.run(Question(IDS)).logits - forward(hf_model, IDS).logits).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["opt", "gptj"])
+def test_a_pass_cancelled_while_it_learns_a_pattern_leaves_no_hooks(random_lm, kind):
+    lm = random_lm(kind)
+    assert lm.wiring.pattern_through_z
+    question = Question([11, 12, 13, 14], (Ablate("L2H1.pattern"),))
+    seen, before = [], hooks_on(lm)
+    with pytest.raises(Cancelled):
+        lm.run(question, cancelled=lambda: len(seen) >= 1, progress=seen.append)
+    assert hooks_on(lm) == before
+    z = lm.run(question).activation("L2H1.z")
+    assert not z.any()
+
+
+def test_progress_names_every_layer(lm):
+    lm.runs.clear()
+    seen = []
+    lm.run(Question(IDS), progress=seen.append)
+    assert seen == [0, 1, 2]
+
+
+def test_a_run_does_not_depend_on_the_caller_s_grad_mode(lm):
+    lm.runs.clear()
+    with torch.enable_grad():
+        run = lm.run(Question(IDS))
+    assert not run.logits.requires_grad and run.logits.grad_fn is None
