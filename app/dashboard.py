@@ -8,6 +8,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 import param
+from panel.util import edit_readonly
 from panel.viewable import Viewer
 
 from transpector.components import theme
@@ -142,6 +143,10 @@ class Dashboard(Viewer):
             dark_theme=self.dark,
         )
         page.param.watch(lambda event: self.param.update(dark=event.new), "dark_theme")
+        with edit_readonly(page):
+            # Left alone it follows whatever any page of this process does: those would write to this one's document
+            # without its lock, which fails, and would never let go of it.
+            page.busy = self.run_state.param.busy
         return page
 
     def __panel__(self) -> Any:

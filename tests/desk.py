@@ -140,7 +140,7 @@ class Desk:
     def choose(self, label: str, option: str) -> None:
         """Choose from a select."""
         self.select(label).click()
-        self.page.get_by_role("option", name=option, exact=True).click()
+        self.page.get_by_role("menuitem", name=option, exact=True).click()
 
     def select(self, label: str) -> Locator:
         return self.page.get_by_role("combobox", name=label)

@@ -81,7 +81,7 @@ def main() -> None:
     boards: list[Dashboard] = []
 
     def view():
-        boards.append(Dashboard(tp.Session(token_ids=ids[:64])))
+        boards.append(Dashboard(tp.Session(token_ids=ids[:32])))
         pn.state.onload(lambda: boards[-1].session.param.update(model=lm))
         return boards[-1].page()
 
@@ -97,11 +97,11 @@ def main() -> None:
         page.locator("canvas.picture").wait_for(timeout=120_000)
         board = boards[-1]
         page.evaluate(WATCH)
-        traffic.settle(1.0)
+        traffic.settle(2.0)
         print(f"{lm.spec.n_layers} × {lm.spec.n_heads} heads")
         for n_pos, limit in LIMITS.items():
             answered(board, page, lambda n_pos=n_pos: board.session.param.update(token_ids=ids[:n_pos]))
-            traffic.settle(1.0)
+            traffic.settle(2.0)
             sizes = []
             for head in range(5):
                 traffic.clear()
@@ -110,7 +110,7 @@ def main() -> None:
                     page,
                     lambda head=head: board.session.param.update(interventions=[tp.Ablate(f"L1H{head}.z")]),
                 )
-                traffic.settle(1.0)
+                traffic.settle(2.0)
                 sizes.append(traffic.received_bytes)
             verdict = "within" if max(sizes) <= limit else "OVER"
             print(
