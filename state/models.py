@@ -5,7 +5,10 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from transpector.state.cache import RunCache
 from transpector.state.catalogue import resolve
@@ -187,10 +190,24 @@ def load_model(
 
 
 def _use_native_norms(bridge: "TransformerBridge") -> None:
-    """Have LayerNorms computed by the model's own code; the bridge's differs from it in the last bits."""
+    """Have norms computed by the model's own code, and only by it unless somebody watches inside them.
+
+    The bridge's own LayerNorm differs from it in the last bits, and to feed its hooks it computes every norm twice.
+    """
     for module in bridge.modules():
         if hasattr(module, "use_native_layernorm_autograd"):
             module.use_native_layernorm_autograd = True
+            if not bridge.compatibility_mode:  # where norms are folded into weights
+                object.__setattr__(module, "forward", partial(_norm, module, module.forward))
+
+
+def _norm(
+    module: Any, hooked: Callable[..., torch.Tensor], hidden: torch.Tensor, **rest: Any
+) -> torch.Tensor:
+    points = (module.hook_in, module.hook_scale, module.hook_normalized, module.hook_out)
+    if any(point._forward_hooks or point._backward_hooks for point in points):
+        return hooked(hidden, **rest)
+    return module.original_component(hidden)
 
 
 def _adopt(bridge: Any) -> Model:

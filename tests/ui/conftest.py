@@ -71,10 +71,14 @@ def page(browser):
 
 @pytest.fixture
 def serve():
-    """Serve a view, or a function that gives one; returns its address."""
+    """Serve a view, or a function that gives one; returns its address.
+
+    A page may take long between its document and its websocket, and is not to be given up meanwhile.
+    """
 
     def start(view, **options) -> str:
         port = free_port()
+        options = {"unused_session_lifetime_milliseconds": 120_000, **options}
         pn.serve(
             view,
             port=port,

@@ -495,7 +495,7 @@ def test_two_pages_at_once_do_not_mix_and_a_reload_gives_a_working_page(desk, bu
 
 def test_a_page_that_is_closed_in_mid_run_is_stopped_and_let_go(open_desk, builtin, gate):
     """Its run ends at the next layer, no hook stays in the model, and nothing holds on to the page."""
-    soon = {"unused_session_lifetime_milliseconds": 200, "check_unused_sessions_milliseconds": 200}
+    soon = {"unused_session_lifetime_milliseconds": 10_000, "check_unused_sessions_milliseconds": 500}
     desk = open_desk(**soon)
     desk.await_answer()
     session, model = desk.session, desk.session.model
@@ -533,10 +533,8 @@ def test_the_switch_to_dark_recolours_everything(desk, builtin):
     desk.expect_sheet(pixels, dark=True)
     dark = theme.ground(True)
 
-    def ground(selector):
-        return desk.page.locator(selector).first.evaluate("e => getComputedStyle(e).backgroundColor")
-
-    assert ground("body") == "rgb({}, {}, {})".format(*(int(dark.paper[at : at + 2], 16) for at in (1, 3, 5)))
+    paper = "rgb({}, {}, {})".format(*(int(dark.paper[at : at + 2], 16) for at in (1, 3, 5)))
+    expect(desk.page.locator("body")).to_have_css("background-color", paper)
     colours = """() => [...Bokeh.documents[0]._all_models.values()].filter((model) => model.type === "Figure")
         .map((figure) => figure.border_fill_color.value ?? figure.border_fill_color)"""
     desk.until(lambda: set(desk.page.evaluate(colours)) == {dark.paper})
