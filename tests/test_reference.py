@@ -4,9 +4,10 @@ import functools
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
 from random_models import D_VOCAB, KINDS, N_LAYERS, random_model, save
 from reference import HIDDEN, Reference, forward
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 IDS = torch.randint(1, D_VOCAB, (12,), generator=torch.Generator().manual_seed(0))
 PARALLEL = ("gpt_neox", "gptj")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from transpector.components import theme
-from transpector.components.contact_sheet import ContactSheet, maxima, thumbnails
+from transpector.components.contact_sheet import ContactSheet
 
 # How many pixels, at the centres of positions, differ from the scale as this looks it up.
 COUNT_WRONG = """(canvas, {pixels, scale, shape: [layers, heads, side]}) => {
@@ -34,6 +34,20 @@ def causal(layers, heads, length, seed=0):
     weights = np.random.default_rng(seed).random((layers, heads, length, length), dtype=np.float32) ** 6
     weights = np.tril(weights) + 1e-6 * np.eye(length, dtype=np.float32)
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def thumbnails(patterns, side=64):
+    """Bytes [layer, head, row, col], each the maximum over a square of positions, and the side of that square."""
+    length = patterns.shape[-1]
+    pooled = -(-length // side)
+    largest = np.maximum.reduceat(patterns, range(0, length, pooled), axis=-1)
+    largest = np.maximum.reduceat(largest, range(0, length, pooled), axis=-2)
+    return np.rint(255 * np.clip(largest, 0, 1)).astype(np.uint8), pooled
+
+
+def maxima(patterns):
+    """Each head's maximum past the first query."""
+    return patterns[:, :, 1:].max(axis=(2, 3)).astype(np.float32)
 
 
 def shown(patterns, **params):
@@ -131,49 +145,7 @@ class Traffic:
         return sum('"PATCH-DOC"' in frame for frame in self.received if isinstance(frame, str))
 
 
-# -- what is computed --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [1, 40, 64, 65, 127, 200, 256])
-def test_a_thumbnail_is_the_maximum_over_squares_of_positions(length):
-    patterns = causal(2, 3, length)
-    pixels, pooled = thumbnails(patterns)
-    side = -(-length // pooled)
-    assert pooled == -(-length // 64)
-    assert pixels.shape == (2, 3, side, side)
-    for row in range(side):
-        for col in range(side):
-            square = patterns[:, :, row * pooled : (row + 1) * pooled, col * pooled : (col + 1) * pooled]
-            np.testing.assert_array_equal(pixels[:, :, row, col], np.rint(255 * square.max(axis=(-2, -1))))
-
-
-def test_zero_stays_zero_and_one_becomes_255():
-    patterns = np.zeros((1, 1, 2, 2), np.float32)
-    patterns[0, 0, 0, 0] = np.nextafter(np.float32(1), np.float32(2))  # as a softmax in float32 may give
-    pixels, _ = thumbnails(patterns)
-    assert pixels[0, 0].tolist() == [[255, 0], [0, 0]]
-
-
-def test_thumbnails_leave_the_patterns_alone():
-    patterns = causal(1, 1, 130)
-    before = patterns.copy()
-    patterns.flags.writeable = False
-    thumbnails(patterns)
-    np.testing.assert_array_equal(patterns, before)
-
-
-def test_patterns_that_are_not_numbers_are_refused():
-    patterns = causal(1, 1, 4)
-    patterns[0, 0, 2, 1] = np.nan
-    with pytest.raises(ValueError, match="not finite"):
-        thumbnails(patterns)
-
-
-def test_a_heads_maximum_leaves_out_the_first_query():
-    patterns = causal(3, 2, 12)
-    assert (patterns[:, :, 0, 0] == 1).all()
-    np.testing.assert_array_equal(maxima(patterns), patterns[:, :, 1:].max(axis=(2, 3)))
-    np.testing.assert_array_equal(maxima(patterns[:, :, :1, :1]), np.ones((3, 2)))
+# -- the scales --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dark", [False, True])
