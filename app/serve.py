@@ -9,8 +9,9 @@ import panel as pn
 from transpector.dashboard import Dashboard
 from transpector.state.session import Session
 
-# A text that repeats: an induction head finds the first copy, and the second becomes easy.
-FIRST_TEXT = "The old man and the sea. The young girl and the moon. The old man and the sea. The young girl and the moon."
+# Words in no order, twice: only a head that finds the first copy can foretell the second.
+_WORDS = "ship music seven letter green captain garden water dance horse winter boat whale fire tea"
+FIRST_TEXT = f"{_WORDS} {_WORDS}"
 
 
 def open_page(model: str = "") -> Any:
@@ -19,7 +20,7 @@ def open_page(model: str = "") -> Any:
     dashboard = Dashboard(session)
     name = model or os.environ.get("TRANSPECTOR_MODEL", "builtin")
     pn.state.onload(lambda: session.load(name))
-    pn.state.on_session_destroyed(lambda context: session.cancel())
+    pn.state.on_session_destroyed(lambda context: session.close())
     return dashboard.page()
 
 

@@ -203,7 +203,8 @@ def paint(plot: object, dark: bool) -> None:
     """Give a Bokeh figure the page's colours and type: few lines, quiet axes."""
     colours = ground(dark)
     plot.background_fill_color = plot.border_fill_color = colours.paper
-    plot.outline_line_color = plot.border_line_color = None
+    # Not None: that is their default, which a page's own theme would take as leave to draw them.
+    plot.outline_line_alpha = plot.border_line_alpha = 0
     for axis in plot.axis:
         axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = None
         axis.major_label_text_color = axis.axis_label_text_color = colours.muted

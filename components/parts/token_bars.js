@@ -2,7 +2,7 @@
 
 const CSS = `
 .root { container-type: inline-size; font: 12px/16px var(--sans); color: var(--ink); font-variant-numeric: tabular-nums; }
-.row { display: grid; grid-template-columns: minmax(0, 38%) minmax(16px, 1fr) 48px; align-items: center; gap: 8px; height: 24px; }
+.row { display: grid; grid-template-columns: minmax(0, 36%) minmax(16px, 1fr) 60px; align-items: center; gap: 8px; height: 24px; }
 .row.changes { grid-template-columns: minmax(0, 36%) minmax(16px, 1fr) 40px 48px; }
 .piece { font: 13px/24px var(--mono); white-space: pre; overflow: hidden; text-overflow: ellipsis; unicode-bidi: isolate; }
 .track { position: relative; height: 12px; }

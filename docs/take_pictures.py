@@ -1,0 +1,93 @@
+"""Take the README's pictures from the real page.
+
+    python docs/take_pictures.py
+
+Wants Chromium (on the path, or named in CHROMIUM), Playwright, and SmolLM2 on this computer.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+DOCS = Path(__file__).parent
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PATIENCE = 180_000  # ms; the first load converts
+
+
+@contextmanager
+def server(model: str) -> Iterator[str]:
+    """`transpector` on a free port; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [sys.executable, "-m", "transpector", "--no-browser", "--port", str(port), "--model", model]
+    process = subprocess.Popen(line)
+    try:
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def first_sight(page: Page, address: str) -> None:
+    """Open the page and wait until the guide says what there is to see."""
+    page.goto(address)
+    page.get_by_text("This text repeats").wait_for(timeout=PATIENCE)
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Wait until nothing runs and the pictures stand still."""
+    page.locator(".says", has_text="run:").wait_for(timeout=PATIENCE)
+    page.wait_for_timeout(3000)
+
+
+def light(page: Page, address: str) -> None:
+    """SmolLM2 as it opens."""
+    first_sight(page, address)
+    page.screenshot(path=DOCS / "smollm2-light.png")
+
+
+def dark(page: Page, address: str) -> None:
+    """The built-in model in the dark: the induction head zeroed, another frozen, a layer's output patched."""
+    first_sight(page, address)
+    page.get_by_label("Toggle theme").click()
+    page.get_by_role("button", name="Set it to zero").click()
+    settle(page)
+    page.locator("canvas.picture").focus()
+    page.keyboard.press("ArrowUp")
+    settle(page)
+    page.get_by_role("button", name="Hold the value").click()
+    settle(page)
+    page.mouse.move(720, 880)
+    settle(page)
+    page.screenshot(path=DOCS / "builtin-dark.png")
+
+
+def main() -> None:
+    """Take both."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        for model, take in ((SMOLLM2, light), ("builtin", dark)):
+            with server(model) as address:
+                take(browser.new_page(viewport={"width": 1440, "height": 900}), address)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
