@@ -39,7 +39,7 @@ class Dashboard(Viewer):
 
     def __init__(self, session: Session, **params: Any):
         super().__init__(session=session, **params)
-        session.schedule = scheduler()
+        session.inbox.schedule = scheduler()
         dark = self.param.dark
         self.selector = ModelSelector(session, dark=dark)
         self.run_state = RunState(session, self.selector.open, dark=dark)

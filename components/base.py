@@ -61,7 +61,7 @@ class Pane(Viewer):
                 )
 
         future = run.model.worker.submit(lambda: self.measure(**read))
-        future.add_done_callback(lambda done: self.session.post(lambda: show(done)))
+        future.add_done_callback(lambda done: self.session.inbox.post(lambda: show(done)))
 
     def close(self) -> None:
         """Stop watching the session."""

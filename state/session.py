@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,11 @@ import param
 
 from transpector.state.errors import Cancelled, InterventionError, TranspectorError
 from transpector.state.history import History
+from transpector.state.inbox import Inbox
 from transpector.state.interventions import Freeze, Intervention, Question, active
 from transpector.state.metric import Metric
 from transpector.state.store import STORE, Loading
-from transpector.state.worker import BACKGROUND, INTERACTIVE
+from transpector.state.worker import BACKGROUND
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 
 TYPING_PAUSE = 0.15  # s without a keystroke before a text is run
 PROGRESS_PAUSE = 0.1  # s between two reports of progress
-PATIENCE = 0.5  # s in which the scheduled thread should take what has arrived
 
 _QUESTION = ["model", "text", "token_ids", "bos", "interventions", "metric"]
 
@@ -83,12 +82,7 @@ class Session(param.Parameterized):
     can_redo = param.Boolean(doc="Whether one that was taken back can be made again.")
 
     def __init__(self, model: Any = None, text: str = "", *, schedule: Callable | None = None, **params: Any):
-        self.schedule = schedule
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._arrived = threading.Condition()
-        self._drainer: int | None = None  # the thread that empties the inbox just now
-        self._home: int | None = None  # the thread that ``schedule`` leads to, once known
-        self._closed = False
+        self.inbox = Inbox(schedule)
         # One event a question, set once it is no longer the newest.
         self._stop = self._answered = threading.Event()
         self._asked: tuple | None = None
@@ -103,58 +97,10 @@ class Session(param.Parameterized):
         elif model is not None:
             self.adopt(model)
 
-    # What arrives from other threads
-
-    def post(self, function: Callable[[], None]) -> None:
-        """Have a function called where parameters may be set, after those posted before it."""
-        if self._closed:
-            return
-        with self._arrived:
-            self._inbox.append(function)
-            self._arrived.notify_all()
-        if self.schedule is not None:
-            self.schedule(self._come_home)
-
-    def _come_home(self) -> None:
-        self._home = threading.get_ident()
-        self._drain()
-
-    def _drain(self) -> None:
-        """Call what was posted, and what is posted meanwhile, in order; if another thread is at it, leave it to that."""
-        me = threading.get_ident()
-        while True:
-            with self._arrived:
-                if not self._inbox or self._drainer not in (None, me):
-                    return
-                function = self._inbox.popleft()
-                outer, self._drainer = self._drainer, me
-            try:
-                function()
-            finally:
-                with self._arrived:
-                    self._drainer = outer
-                    self._arrived.notify_all()
-
     def wait(self, timeout: float | None = None) -> "Session":
         """Block until the newest question is answered; raises what went wrong, or TimeoutError after ``timeout`` s."""
-        deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
-        me = threading.get_ident()
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            if self.schedule is not None and self._home not in (None, me):
-                with self._arrived:
-                    self._arrived.wait_for(lambda: not self._inbox, min(PATIENCE, left))
-            # The thread that should have drained may be the one that waits here, or wait for this one.
-            self._drain()
-            with self._arrived:
-                elsewhere = self._drainer not in (None, me)
-                if not elsewhere and not self._waiting:
-                    break
-                if not elsewhere and self._inbox:
-                    continue
-                if left <= 0:
-                    raise TimeoutError(f"No answer after {timeout:g} s ({self.loading[0] or self.state}).")
-                self._arrived.wait(left)
+        if not self.inbox.wait_for(lambda: not self._waiting, timeout):
+            raise TimeoutError(f"No answer after {timeout:g} s ({self.loading[0] or self.state}).")
         if self._failure is not None:
             raise self._failure
         return self
@@ -167,8 +113,7 @@ class Session(param.Parameterized):
         """Stop for good and let go of the model; nothing is run or reported any more."""
         self.cancel()
         self._stop.set()
-        self._closed = True
-        self._inbox.clear()
+        self.inbox.close()
         with param.parameterized.discard_events(self):
             self.param.update(model=None, run=None, baseline=None, effects={})
 
@@ -185,12 +130,12 @@ class Session(param.Parameterized):
             nonlocal told
             if time.monotonic() - told > PROGRESS_PAUSE:
                 told = time.monotonic()
-                self.post(lambda: self._tell(advance, f"{name}: {stage}", fraction))
+                self.inbox.post(lambda: self._tell(advance, f"{name}: {stage}", fraction))
 
         # It may be called before the request returns.
         self._listener = advance
         self._loading = loading = STORE.request(name, device, dtype, advance)
-        loading.model.add_done_callback(lambda future: self.post(lambda: self._loaded(loading, future)))
+        loading.model.add_done_callback(lambda future: self.inbox.post(lambda: self._loaded(loading, future)))
 
     def adopt(self, model: Any) -> None:
         """Take a Model as it is, or a TransformerBridge, which is tested here and now."""
@@ -229,8 +174,7 @@ class Session(param.Parameterized):
             self._stop.set()
             self._asked, self._answered = None, self._stop
             self._rest()
-        with self._arrived:
-            self._arrived.notify_all()
+        self.inbox.notify()
 
     def _rest(self) -> None:
         self.param.update(state="empty" if self.run is None else "idle", progress=("", None))
@@ -317,8 +261,8 @@ class Session(param.Parameterized):
     def _ask(self) -> None:
         if self.model is None:
             return
-        if self.schedule is None:
-            self._drain()  # what is out of date would otherwise wait for ``wait``
+        if self.inbox.schedule is None:
+            self.inbox.drain()  # what is out of date would otherwise wait for ``wait``
         ids = None if self.token_ids is None else tuple(self.token_ids)
         asked = (self.model, self.text, ids, self.bos, tuple(self.interventions), self.metric)
         if asked == self._asked:
@@ -345,7 +289,7 @@ class Session(param.Parameterized):
             nonlocal told
             if time.monotonic() - told > PROGRESS_PAUSE:
                 told = time.monotonic()
-                self.post(
+                self.inbox.post(
                     lambda: self._running(
                         stop, f"layer {layer + 1}/{model.spec.n_layers}", layer / model.spec.n_layers
                     )
@@ -361,9 +305,9 @@ class Session(param.Parameterized):
             return
         except Exception as error:  # noqa: BLE001 - told to the user, and raised by wait
             failure = error
-            self.post(lambda: stop.is_set() or self._unanswerable(failure, stop))
+            self.inbox.post(lambda: stop.is_set() or self._unanswerable(failure, stop))
             return
-        self.post(lambda: stop.is_set() or self._publish(run, baseline, stop))
+        self.inbox.post(lambda: stop.is_set() or self._publish(run, baseline, stop))
         if run.interventions:
             self._measure_effects(model, question, metric, interventions, stop)
 
@@ -412,17 +356,12 @@ class Session(param.Parameterized):
                 effects[place] = metric.of(run) - metric.of(without)
             except (Cancelled, TranspectorError):
                 return
-            self.post(lambda: stop.is_set() or self.param.update(effects=dict(effects)))
+            self.inbox.post(lambda: stop.is_set() or self.param.update(effects=dict(effects)))
 
         for place, intervention in enumerate(interventions):
             if intervention.enabled:
                 effect = model.worker.submit(lambda place=place: measure(place), priority=BACKGROUND)
                 effect.add_done_callback(_log_failure)
-
-    def measure(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        """Have a derived number computed on the worker of the run's model, which may not be ``model`` yet."""
-        model = self.model if self.run is None else self.run.model
-        return model.worker.submit(lambda: function(*args), priority=INTERACTIVE)
 
 
 def _read(model: "Model", text: str, token_ids: Sequence[int] | None, bos: bool | None) -> Question:

@@ -87,7 +87,9 @@ class Desk:
     def await_answer(self) -> None:
         """Until the newest question has been answered, well or not."""
         session = self.session
-        self.until(lambda: not session._waiting and not session._inbox and session.state in ("idle", "empty"))
+        self.until(
+            lambda: not session._waiting and not session.inbox._posted and session.state in ("idle", "empty")
+        )
 
     # What is on the page
 

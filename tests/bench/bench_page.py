@@ -46,7 +46,7 @@ def on_loop(board: Dashboard, function) -> None:
         function()
         done.set()
 
-    board.session.post(run)
+    board.session.inbox.post(run)
     done.wait(30)
 
 

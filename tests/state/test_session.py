@@ -210,11 +210,6 @@ def test_a_new_name_makes_no_pass_and_asks_nothing(session, passes):
     assert passes == [] and len(session.effects) == 1
 
 
-def test_what_leaves_for_a_view_is_measured_on_the_worker(session):
-    future = session.measure(lambda number: (session.model.worker.is_current, number), 7)
-    assert future.result(WAIT) == (True, 7)
-
-
 def test_parameters_change_on_one_thread_only(lm):
     session, threads = tp.Session(text=TEXT), set()
     session.param.watch(lambda *events: threads.add(threading.get_ident()), list(session.param))
@@ -268,7 +263,7 @@ def test_a_question_that_was_overtaken_in_mid_run_is_never_published(session, ga
 def test_an_answer_that_arrives_late_is_not_taken_for_the_newest(session, lm):
     """It lies in the inbox, finished, when the next question is asked."""
     session.interventions = [tp.Ablate("L0H0.z")]
-    until(lambda: session._inbox)
+    until(lambda: session.inbox._posted)
     session.interventions = [tp.Ablate("L0H1.z")]
     assert session.wait(WAIT).run.interventions == (tp.Ablate("L0H1.z"),)
 
@@ -814,7 +809,7 @@ def test_a_model_is_loaded_by_name_in_the_background(session, random_directory, 
     session.load(str(random_directory("gpt2")), dtype="float32")
     assert session.loading[0].startswith(str(random_directory("gpt2")))
     session.text = OTHER
-    until(lambda: session._drain() or session.run is not before)
+    until(lambda: session.inbox.drain() or session.run is not before)
     assert session.run.model is before.model, "the old model answers meanwhile"
     slow_load.go.set()
     session.wait(WAIT)
@@ -902,17 +897,6 @@ def test_a_model_set_by_hand_ends_a_load_under_way(session, slow_load, random_di
     session.wait(WAIT)
     until(lambda: not any(thread.name.startswith("load ") for thread in threading.enumerate()))
     assert session.wait(WAIT).model is random_lm("gpt2")
-
-
-def test_a_derived_number_is_measured_where_the_run_s_model_works(session, random_lm, gate, lm):
-    """The run may still be the old model's after the switch."""
-    gpt2, go = random_lm("gpt2"), threading.Event()
-    gpt2.worker.submit(lambda: go.wait(WAIT))
-    session.model = gpt2
-    assert session.measure(lambda: lm.worker.is_current).result(WAIT)
-    go.set()
-    session.wait(WAIT)
-    assert session.measure(lambda: gpt2.worker.is_current).result(WAIT)
 
 
 # Several sessions, and none

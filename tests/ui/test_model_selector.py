@@ -203,7 +203,7 @@ def test_a_load_shows_how_far_it_is_and_can_be_cancelled(dialog, slow_load, rand
     expect(desk.says).to_contain_text("reading weights")
     # The page goes on working meanwhile
     session = desk.session
-    session.post(lambda: setattr(session, "interventions", [tp.Ablate("L0H0.z")]))
+    session.inbox.post(lambda: setattr(session, "interventions", [tp.Ablate("L0H0.z")]))
     wanted = tp.Session(builtin, FIRST_TEXT, interventions=[tp.Ablate("L0H0.z")]).wait(60)
     desk.expect_metric(wanted.run.loss.mean(), wanted.baseline.loss.mean())
     dialog.cancel.click()
