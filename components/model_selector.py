@@ -28,6 +28,13 @@ SOURCES = {
 class ModelName(pmui.AutocompleteInput):
     """A name to be typed; what is found on this computer and in the library's registry is offered as it is."""
 
+    value = param.String(
+        default="builtin",
+        allow_None=True,
+        doc="The name, kept though there are no options that it could be one of.",
+    )
+
+    _restrict = False
     _esm_base = "Autocomplete.jsx"
 
     def _handle_msg(self, message: dict) -> None:
@@ -95,6 +102,7 @@ class ModelSelector(Viewer):
             title="Model",
             width_option="sm",
             show_close_button=True,
+            close_on_click=True,  # beside it, or Escape
         )
 
     def open(self) -> None:
@@ -156,7 +164,12 @@ class ModelSelector(Viewer):
             self.load.disabled = bool(self.session.loading[0])
 
     def _load(self, event: Any) -> None:
-        self.session.load(self.model.value_input, self.device.value, self.dtype.value)
+        name, device, dtype = self.model.value_input, self.device.value, self.dtype.value
+        model = self.session.model
+        if model is not None and (name, device, dtype) == (model.name, model.spec.device, model.spec.dtype):
+            self.dialog.open = False
+        else:
+            self.session.load(name, device, dtype)
 
     def _tell(self, *events: Any) -> None:
         what, fraction = self.session.loading

@@ -85,11 +85,9 @@ class Desk:
         self.page.wait_for_function("e => Number(e.dataset.drawn) > 0", arg=self.sheet.element_handle())
 
     def await_answer(self) -> None:
-        """Until the newest question has been answered, well or not."""
+        """Until nothing is under way: the newest question has been answered, well or not."""
         session = self.session
-        self.until(
-            lambda: not session._waiting and not session.inbox._posted and session.state in ("idle", "empty")
-        )
+        self.until(lambda: session.state in ("idle", "empty") and not session.loading[0])
 
     # What is on the page
 

@@ -102,6 +102,14 @@ def test_induction_still_works_across_256_tokens(model):
 
 
 @torch.no_grad()
+def test_english_that_repeats_is_foretold_from_its_first_copy(model, tokenizer):
+    ids = torch.tensor(tokenizer(HELD_OUT).input_ids[: 7 * SPAN]).view(7, SPAN).repeat(1, 2)
+    logits = model(ids).logits
+    loss = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    assert loss[:, : SPAN - 1].mean() - loss[:, SPAN:].mean() >= 2
+
+
+@torch.no_grad()
 def test_english_that_was_held_out_costs_far_less_than_its_unigram_entropy(model, tokenizer):
     text = "\n".join(" ".join(paragraph.split()) for paragraph in HELD_OUT.split("\n\n"))  # as in training
     ids = tokenizer(text, return_tensors="pt").input_ids
