@@ -6,9 +6,12 @@ The text: the six novels of Jane Austen (Debian ``r-cran-janeaustenr`` 1.0.0-1),
 them MIT and BSD-3-Clause. ``apt-get download`` and ``dpkg-deb`` fetch and unpack them into ``--work``; nothing is
 installed.
 
-The recipe: half of every batch is windows of that text, half is spans repeated to the end of the window (three in
-four of uniformly random tokens, one in four of text), which is what makes a small model grow the textbook pair of
-a previous-token head and an induction head. Nothing but the next-token loss is trained on.
+The recipe has three phases. First only spans of random tokens, repeated, and only the loss of what can be foretold; the
+spans are drawn from few tokens at first and then from ever more, since a match between tokens that are seen often is
+learned in minutes and carries over to the others. That grows the textbook pair of a previous-token head and an
+induction head. Then half of every batch is windows of the text, half is repeated spans, and every token counts. Last,
+a short phase in which spans of text repeat as well, and from as far as 128 tokens back: without it the heads heed
+repetition in random tokens only. Nothing but the next-token loss is trained on.
 
 On Debian, with the packages of this project installed::
 
@@ -110,51 +113,28 @@ def train_tokenizer(text: list[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-@torch.no_grad()
-def new_model(
-    vocabulary: int, spread: float = 0.06, alike: float = 0.8, sharpness: float = 2.5
-) -> LlamaForCausalLM:
-    """Return an untrained model whose heads start out near the shapes that trained ones tend to.
-
-    Three things are unlike the usual start, and make up for a small budget; all weights are trained from there.
-    Every token's embedding has a component in common, which a head needs to look one back whatever the token.
-    Keys begin like queries and outputs like transposed values (mimetic initialisation, Trockman & Kolter 2023), so
-    that heads look at like tokens and copy them. Head h of layer 0 leans to h tokens back, by ``sharpness`` nats for
-    each of its four fastest rotary frequencies (after the convolutional start of d'Ascoli et al. 2021).
-    """
+def new_model(vocabulary: int) -> LlamaForCausalLM:
+    """Return an untrained model."""
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=384, num_hidden_layers=4, head_dim=32,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, rms_norm_eps=1e-5, initializer_range=spread,
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    for layer in model.model.layers:
-        heads = layer.self_attn
-        rest = (1 - alike**2) ** 0.5
-        heads.k_proj.weight.copy_(rest * heads.k_proj.weight + alike * heads.q_proj.weight)
-        heads.o_proj.weight.copy_(rest * heads.o_proj.weight + alike * heads.v_proj.weight.T)
-    common = nn.functional.normalize(torch.randn(config.hidden_size), dim=0)  # [d_model]
-    model.model.embed_tokens.weight += spread * config.hidden_size**0.5 * common
-    first, d_head = model.model.layers[0].self_attn, config.head_dim
-    pairs = torch.arange(d_head // 2)
-    frequency = config.rope_parameters["rope_theta"] ** (-pairs / len(pairs))
-    size = torch.where(pairs < 4, (sharpness * d_head**0.5 / (config.hidden_size / 2)) ** 0.5, 0.0)
-    for head in range(config.num_attention_heads):
-        rows = slice(head * d_head, (head + 1) * d_head)
-        query = torch.cat([size, 0 * size])  # [d_head]
-        key = torch.cat([size * (head * frequency).cos(), size * (head * frequency).sin()])
-        first.q_proj.weight[rows] += torch.outer(query, common)
-        first.k_proj.weight[rows] += torch.outer(key, common)
+    with torch.no_grad():  # large, so that tokens are told apart from the first step on
+        model.model.embed_tokens.weight.normal_(0, 0.5)
     return model
 
 
 class Batches:
-    """Draws batches of text windows and repeated spans, half and half."""
+    """Draws batches of repeated spans, and once the heads have formed, of text windows too."""
 
     def __init__(self, text: Tensor, args: argparse.Namespace) -> None:
         self.text = text  # [token]
         self.args = args
         self.random = torch.Generator().manual_seed(args.seed)
+        self.order = torch.randperm(args.vocabulary - 1, generator=self.random) + 1  # 0 is BOS
 
     def integer(self, low: int, high: int) -> int:
         """Draw from ``low`` to ``high``, both included."""
@@ -165,39 +145,67 @@ class Batches:
         start = self.integer(0, len(self.text) - length)
         return self.text[start : start + length]
 
-    def repeated(self, length: int, longest: int) -> tuple[Tensor, Tensor]:
-        """Draw a span of 4 to ``longest`` tokens repeated to fill ``length``; say which tokens can be foretold."""
+    def repeated(self, length: int, longest: int, choice: int) -> tuple[Tensor, Tensor]:
+        """Draw a span of 4 to ``longest`` of the first ``choice`` tokens in order, repeated.
+
+        Returns places in the order, [pos], and which of them can be foretold.
+        """
         period = self.integer(4, longest)
-        if self.integer(0, 3) == 0:
-            span = self.window(period)
-        else:
-            span = torch.randint(0, self.args.vocabulary, (period,), generator=self.random)
+        span = torch.randint(0, choice, (period,), generator=self.random)
         return span.repeat(-(-length // period))[:length], torch.arange(length) >= period
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Draw the tokens and labels of one step, ``[batch pos]``; every eighth is long, half the rows begin with BOS.
+    def draw_early(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a step of the first phase: places [batch pos], which of them can be foretold, and the tokens in use."""
+        doublings = max(0, step - self.args.few) / self.args.doubling
+        choice = min(len(self.order), int(self.args.choice * 2**doublings))
+        places, known = map(
+            torch.stack, zip(*(self.repeated(64, 24, choice) for _ in range(24)), strict=True)
+        )
+        return places, known, self.order[:choice]
 
-        In the early steps three rows in four repeat a span, which grows from 8 to 64 tokens, and the first copy of
-        the span is not trained on: its gradient is noise, and moves the embeddings faster than heads can follow.
-        """
-        rows, length = (4, 384) if step % 8 == 7 else (16, 96)
-        early = step < self.args.early
-        longest = min(8 + 56 * step // self.args.early, 64, length // 2)
-        ids, labels = torch.empty(rows, length, dtype=torch.long), torch.empty(rows, length, dtype=torch.long)
+    def draw(self, step: int) -> Tensor:
+        """Draw the tokens [batch pos] of a step of the second phase; every eighth is long, half the rows have BOS."""
+        rows, length = (4, 384) if step % 8 == 7 else (16, 128)
+        ids = torch.empty(rows, length, dtype=torch.long)
+        for row in range(rows):
+            bos = row // 2 % 2
+            ids[row, :bos] = 0
+            if row % 2:
+                ids[row, bos:] = self.order[self.repeated(length - bos, 64, len(self.order))[0]]
+            else:
+                ids[row, bos:] = self.window(length - bos)
+        return ids
+
+    def draw_late(self) -> Tensor:
+        """Draw the tokens [batch pos] of a step of the third phase: half text, a quarter each of repeated spans."""
+        rows, length = 8, 256
+        ids = torch.empty(rows, length, dtype=torch.long)
         for row in range(rows):
             bos = self.integer(0, 1)
-            ids[row, :bos], labels[row, :bos] = 0, -100
-            if row % (4 if early else 2):
-                ids[row, bos:], known = self.repeated(length - bos, longest)
-                labels[row, bos:] = ids[row, bos:].where(known, -100) if early else ids[row, bos:]
+            ids[row, :bos] = 0
+            period = round(
+                8 * 16 ** float(torch.rand((), generator=self.random))
+            )  # 8 to 128, short ones oftener
+            if row % 2:
+                span = self.window(period)
+                if row % 4 == 1:
+                    span = self.order[torch.randint(0, len(self.order), (period,), generator=self.random)]
+                ids[row, bos:] = span.repeat(length)[: length - bos]
             else:
-                labels[row, bos:] = ids[row, bos:] = self.window(length - bos)
-        return ids, labels
+                ids[row, bos:] = self.window(length - bos)
+        return ids
+
+
+def early_loss(model: LlamaForCausalLM, places: Tensor, known: Tensor, tokens: Tensor) -> Tensor:
+    """Loss of what can be foretold, among the tokens in use: the others are not unlearned meanwhile."""
+    hidden = model.model(tokens[places]).last_hidden_state[:, :-1]  # [batch pos d_model]
+    logits = hidden[known[:, 1:]] @ model.lm_head.weight[tokens].T
+    return nn.functional.cross_entropy(logits, places[:, 1:][known[:, 1:]])
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Warm up, hold, then fall linearly to a fiftieth over the last third."""
-    fall = args.steps * 2 // 3
+    """Warm up, hold, then fall linearly to a fiftieth over the last half."""
+    fall = args.steps // 2
     if step < args.warmup:
         return args.rate * (step + 1) / args.warmup
     return args.rate * max(0.02, 1 - max(0, step - fall) / (args.steps - fall))
@@ -255,19 +263,77 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads and checkpoints")
-    parser.add_argument("--steps", type=int, default=6500)
-    parser.add_argument("--warmup", type=int, default=200, help="steps of rising learning rate")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--warmup", type=int, default=50, help="steps of rising learning rate")
     parser.add_argument(
-        "--early", type=int, default=1500, help="steps of the early phase, see `Batches.draw`"
+        "--early", type=int, default=1100, help="steps of the first phase, see `Batches.draw_early`"
     )
+    parser.add_argument(
+        "--choice", type=int, default=128, help="how many tokens the first spans are drawn from"
+    )
+    parser.add_argument("--few", type=int, default=500, help="steps before there are more")
+    parser.add_argument("--doubling", type=int, default=75, help="steps in which they double")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument(
-        "--embedding-rate", type=float, default=0.25, help="learning rate of embeddings / of others"
+        "--late", type=int, default=1000, help="steps of the third phase, see `Batches.draw_late`"
     )
+    parser.add_argument(
+        "--late-rate", type=float, default=1e-3, help="highest learning rate of the third phase"
+    )
+    parser.add_argument("--second", type=Path, help="saved folder of the second phase: run the third only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--every", type=int, default=500, help="steps between figures and checkpoints")
     return parser.parse_args(argv)
+
+
+def train_early(
+    args: argparse.Namespace, batches: Batches, tokenizer: Tokenizer, held_out: Tensor, to: Path
+) -> None:
+    """Run the first two phases and save what they gave."""
+    model = new_model(args.vocabulary)
+    log.info("%d parameters", sum(p.numel() for p in model.parameters()))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    start = time.monotonic()
+    for step in range(args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args)
+        if step < args.early:
+            loss = early_loss(model, *batches.draw_early(step))
+        else:
+            ids = batches.draw(step)
+            loss = model(ids, labels=ids).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % args.every == 0:
+            save(model, tokenizer, args.work / "checkpoint")
+            seconds = time.monotonic() - start
+            log.info(
+                "step %d, %.0f s, loss %.3f, %s", step + 1, seconds, loss.item(), figures(model, held_out)
+            )
+    save(model, tokenizer, to)
+
+
+def train_late(args: argparse.Namespace, batches: Batches, folder: Path) -> LlamaForCausalLM:
+    """Run the third phase on the model that the first two saved, the learning rate falling linearly."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    for step in range(args.late):
+        for group in optimizer.param_groups:
+            group["lr"] = args.late_rate * min((step + 1) / args.warmup, 1 - step / args.late)
+        ids = batches.draw_late()
+        loss = model(ids, labels=ids).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            log.info("third phase, step %d, loss %.3f", step + 1, loss.item())
+    return model
 
 
 def main(argv: list[str]) -> None:
@@ -295,35 +361,11 @@ def main(argv: list[str]) -> None:
     unigram = float(-(share * share.clamp_min(1e-12).log()).sum())
     log.info("%d tokens, %d held out, unigram entropy %.3f nats", len(train), len(held_out), unigram)
 
-    model = new_model(args.vocabulary)
-    log.info("%d parameters", sum(p.numel() for p in model.parameters()))
-    table = model.model.embed_tokens.weight
-    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not table]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": 0.1, "scale": 1.0},
-            {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
-            {"params": [table], "weight_decay": 0.0, "scale": args.embedding_rate},
-        ],
-        betas=(0.9, 0.98),
-    )
-    batches, start = Batches(train, args), time.monotonic()
-    for step in range(args.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = group["scale"] * learning_rate(step, args)
-        ids, labels = batches.draw(step)
-        loss = model(ids, labels=labels).loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % args.every == 0:
-            save(model, tokenizer, args.work / "checkpoint")
-            seconds = time.monotonic() - start
-            log.info(
-                "step %d, %.0f s, loss %.3f, %s", step + 1, seconds, loss.item(), figures(model, held_out)
-            )
+    batches, second = Batches(train, args), args.second
+    if second is None:
+        second = args.work / "second"
+        train_early(args, batches, tokenizer, held_out, second)
+    model = train_late(args, Batches(train, args), second)
     save(model, tokenizer, args.out)
     log.info("saved: %s", figures(LlamaForCausalLM.from_pretrained(args.out), held_out))
 
