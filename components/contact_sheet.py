@@ -80,7 +80,7 @@ class AttentionSheet(Pane):
 
     def __init__(self, session: Any, **params: Any):
         super().__init__(session, **params)
-        self.sheet = ContactSheet(selected=session.head, dark=self.param.dark, max_height=384, visible=False)
+        self.sheet = ContactSheet(selected=session.head, dark=self.param.dark, max_height=352, visible=False)
         self.sheet.param.watch(self._select, "selected")
         session.param.watch(lambda event: self.sheet.param.update(selected=event.new), "head")
         session.param.watch(lambda event: self._mark(), "interventions")

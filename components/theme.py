@@ -202,9 +202,10 @@ def _from_oklab(lab: Float[np.ndarray, "colour 3"]) -> Float[np.ndarray, "colour
 def paint(plot: object, dark: bool) -> None:
     """Give a Bokeh figure the page's colours and type: few lines, quiet axes."""
     colours = ground(dark)
-    plot.background_fill_color = plot.border_fill_color = colours.paper
-    # Not None: that is their default, which a page's own theme would take as leave to draw them.
-    plot.outline_line_alpha = plot.border_line_alpha = 0
+    # On the page, panel-material-ui fills it when the ground changes, and clears the canvas only if it finds it unfilled.
+    if plot.document is None:
+        plot.background_fill_color = plot.border_fill_color = colours.paper
+    plot.outline_line_color = None
     for axis in plot.axis:
         axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = None
         axis.major_label_text_color = axis.axis_label_text_color = colours.muted

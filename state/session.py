@@ -111,10 +111,12 @@ class Session(param.Parameterized):
 
     def close(self) -> None:
         """Stop for good and let go of the model; nothing is run or reported any more."""
-        self.cancel()
-        self._stop.set()
         self.inbox.close()
-        with param.parameterized.discard_events(self):
+        with param.parameterized.discard_events(
+            self
+        ):  # who watches may be gone already, as a page that was closed
+            self.cancel()
+            self._stop.set()
             self.param.update(model=None, run=None, baseline=None, effects={})
 
     # The model

@@ -1,6 +1,7 @@
 """Desk: a page as `transpector` serves it, open in a browser, and the session behind it."""
 
 import base64
+import threading
 import time
 from typing import Any
 
@@ -68,6 +69,7 @@ class Desk:
         self.until(lambda: len(self.boards) > n_before)
         self.board = self.boards[-1]
         self.await_sheet()
+        self.settle()
         return self
 
     @property
@@ -88,6 +90,13 @@ class Desk:
         """Until nothing is under way: the newest question has been answered, well or not."""
         session = self.session
         self.until(lambda: session.state in ("idle", "empty") and not session.loading[0])
+
+    def settle(self) -> None:
+        """Until every view that the newest run called for has been computed and sent."""
+        computed, posted = self.session.run.model.worker.submit(lambda: None), threading.Event()
+        self.until(computed.done)
+        self.session.inbox.post(posted.set)
+        self.until(posted.is_set)
 
     # What is on the page
 
@@ -172,11 +181,14 @@ class Desk:
     def expect_tokens(self, run: Run) -> None:
         expect(self.tokens).to_have_text(visible(run.tokens), use_inner_text=False)
 
-    def expect_next(self, run: Run, position: int = -1) -> None:
-        """The list of next tokens begins with the likeliest."""
-        wanted = [
-            (visible([piece])[0], f"{probability:.3f}") for piece, probability in run.next_tokens(position)
-        ]
+    def at(self, run: Run) -> int:
+        """The position in a run that the views are about."""
+        return min(self.session.position, run.n_pos - 1)
+
+    def expect_next(self, run: Run, position: int | None = None) -> None:
+        """The list of next tokens begins with the likeliest, at the selected position unless another is given."""
+        at = self.at(run) if position is None else position
+        wanted = [(visible([piece])[0], f"{probability:.3f}") for piece, probability in run.next_tokens(at)]
         self.until(lambda: self.bars("next")[:4] == wanted[:4])
 
     def expect_loss(self, run: Run, baseline: Run) -> None:

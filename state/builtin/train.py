@@ -15,7 +15,7 @@ repetition in random tokens only. Nothing but the next-token loss is trained on.
 
 On Debian, with the packages of this project installed::
 
-    python state/builtin/train.py --work /tmp/builtin-work --out state/builtin
+    python state/builtin/train.py --work work --out state/builtin
 
 It logs the figures of README.md every few hundred steps and writes a checkpoint each time into ``--work``.
 The default arguments are those of the weights in this folder. One thread, so that a seed means the same numbers

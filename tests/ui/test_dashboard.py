@@ -1,6 +1,8 @@
 """The dashboard in a browser: what is shown equals what the API computes, and every control does what it says."""
 
 import gc
+import logging
+import re
 import weakref
 from pathlib import Path
 
@@ -97,7 +99,8 @@ def test_at_first_an_induction_head_is_selected_and_explained(desk, builtin):
     scores = measure.induction_scores(run)
     layer, head = divmod(int(scores.argmax()), scores.shape[1])
     assert desk.session.head == (layer, head)
-    expect(desk.page.get_by_text(f"Head L{layer}H{head} attends from each token")).to_be_visible()
+    guide = desk.page.get_by_text("This text repeats.")
+    expect(guide).to_contain_text(f"head L{layer}H{head} attends to what followed")
     expect(desk.page.get_by_text(f"L{layer}H{head}: what each token attends to")).to_be_visible()
     # The score is what it is said to be: from each repeated token, to what followed it the last time
     ids = run.token_ids.tolist()
@@ -105,7 +108,18 @@ def test_at_first_an_induction_head_is_selected_and_explained(desk, builtin):
     score = np.mean([run.pattern(layer, head)[pair] for pair in pairs])
     assert abs(score - scores.max()) < 1e-5
     assert score >= 0.3
-    expect(desk.page.get_by_text(f"{score:.2f}")).to_be_visible()
+    expect(guide).to_contain_text(f"(induction score {score:.2f})")
+    # The token that it names is the selected one, and does so
+    at = desk.session.position
+    expect(guide).to_contain_text(f"“{visible(run.tokens)[at]}”")
+    assert run.pattern(layer, head)[at].argmax() == dict(pairs)[at]
+    expect(desk.tokens.nth(at)).to_have_class(re.compile("held"))
+    # What it proposes, done
+    desk.button("Set it to zero").click()
+    expect(guide).to_have_count(0)
+    wanted = ask(builtin, FIRST_TEXT, tp.Ablate(f"L{layer}H{head}.z"))
+    assert wanted.run.loss.mean() > wanted.baseline.loss.mean()
+    desk.expect_metric(wanted.run.loss.mean(), wanted.baseline.loss.mean())
 
 
 def test_typing_runs_the_text_once_the_keys_rest(desk, builtin):
@@ -138,7 +152,7 @@ def test_a_head_is_selected_by_click_and_by_key(desk, builtin):
             desk.figure("norm")["norm"], measure.result_norm(run, layer, head), rtol=1e-5
         )
         for which, tokens in zip(
-            ("promotes", "suppresses"), measure.head_tokens(run, layer, head, -1), strict=True
+            ("promotes", "suppresses"), measure.head_tokens(run, layer, head, desk.at(run)), strict=True
         ):
             shown = desk.bars(which)
             assert [piece for piece, _ in shown] == visible([piece for piece, _ in tokens])
@@ -198,8 +212,8 @@ def test_a_button_ablates_and_every_number_answers(desk, builtin):
     desk.expect_sheet(measure.thumbnails(run)[0], (layer, head))
     desk.until(lambda: desk.has_colour(layer, head, theme.LIGHT.ablated))
     # The line of each next token: its probability in the baseline, as a change
-    before = dict(baseline.next_tokens(k=builtin.spec.d_vocab))
-    first, probability = run.next_tokens()[0]
+    before = dict(baseline.next_tokens(desk.at(run), builtin.spec.d_vocab))
+    first, probability = run.next_tokens(desk.at(run))[0]
     change = desk.page.locator(".root:has(.row > .track)").first.locator(".change").first
     assert abs(float(change.inner_text().replace("−", "-")) - (probability - before[first])) < 6e-4
     # What has been set to zero writes nothing
@@ -495,7 +509,7 @@ def test_two_pages_at_once_do_not_mix_and_a_reload_gives_a_working_page(desk, bu
     assert not wrongs
 
 
-def test_a_page_that_is_closed_in_mid_run_is_stopped_and_let_go(open_desk, builtin, gate):
+def test_a_page_that_is_closed_in_mid_run_is_stopped_and_let_go(open_desk, builtin, gate, caplog):
     """Its run ends at the next layer, no hook stays in the model, and nothing holds on to the page."""
     soon = {"unused_session_lifetime_milliseconds": 10_000, "check_unused_sessions_milliseconds": 500}
     desk = open_desk(**soon)
@@ -520,7 +534,10 @@ def test_a_page_that_is_closed_in_mid_run_is_stopped_and_let_go(open_desk, built
     board, old = weakref.ref(desk.boards[0]), weakref.ref(session)
     desk.boards[:1], session = [], None
 
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
     def is_gone():
+        caplog.clear()  # what was logged may hold on to it
         gc.unfreeze()  # what was there when a first model was loaded is out of the collector's sight
         gc.collect()
         return board() is None and old() is None
