@@ -25,10 +25,12 @@ def test_inspect_gives_a_dashboard_that_shares_its_session(builtin):
 def test_every_view_is_filled_soon_after_the_answer(builtin):
     board = tp.inspect(builtin, TEXT)
     run = board.session.wait(60).run
-    filled = lambda: (
-        board.strip.strip.ids and board.next_tokens.bars.rows and len(board.loss._source.data["loss"])
-    )  # noqa: E731
-    assert board.session.inbox.wait_for(lambda: bool(filled()) and board.sheet.sheet.shape[0] > 0, 60)
+
+    def filled() -> bool:
+        rows = board.next_tokens.bars.rows and len(board.loss._source.data["loss"])
+        return bool(rows and board.strip.strip.ids and board.sheet.sheet.shape[0])
+
+    assert board.session.inbox.wait_for(filled, 60)
     assert board.strip.strip.ids == run.token_ids.tolist()
     assert board.sheet.sheet.shape[:2] == (builtin.spec.n_layers, builtin.spec.n_heads)
     assert len(board.next_tokens.bars.rows) == 6
