@@ -40,5 +40,6 @@ def serve(
         websocket_origin=[f"{address}:{port}", f"localhost:{port}", *origins],
         show=show,
         liveness=True,
+        unused_session_lifetime_milliseconds=60_000,  # a slow machine may take long to connect
         admin=False,
     )

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_adopted: "weakref.WeakValueDictionary[int, Model]" = weakref.WeakValueDictionary()  # by id of the bridge
+_of_bridge: "weakref.WeakValueDictionary[int, Model]" = (
+    weakref.WeakValueDictionary()
+)  # by id of the bridge, one each
 _adopting = threading.Lock()
 
 
@@ -183,7 +185,7 @@ def load_model(
     if cancelled():
         raise Cancelled
     progress("testing what can be changed", None)
-    model = Model(entry.name, bridge, tokenizer, spec)
+    model = _of_bridge[id(bridge)] = Model(entry.name, bridge, tokenizer, spec)
     if model.health.level == "broken":
         _log.warning("%s: %s", name, model.health.reasons)
     return model
@@ -220,9 +222,9 @@ def _adopt(bridge: Any) -> Model:
     if bridge.tokenizer is None:
         raise ModelError("This TransformerBridge has no tokenizer. Boot it with tokenizer=.")
     with _adopting:  # two models on one bridge would be two workers on it
-        model = _adopted.get(id(bridge))
+        model = _of_bridge.get(id(bridge))
         if model is None:
-            model = _adopted[id(bridge)] = _model_of(bridge)
+            model = _of_bridge[id(bridge)] = _model_of(bridge)
         return model
 
 

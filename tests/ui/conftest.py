@@ -96,6 +96,11 @@ def serve():
     pn.state.kill_all_servers()
 
 
+def is_hang_up(record: logging.LogRecord) -> bool:
+    """Whether a log record only says that a browser closed its page while it was being written to."""
+    return "WebSocketClosedError" in record.getMessage()
+
+
 @pytest.fixture
 def open_desk(page, serve, monkeypatch, caplog):
     """A function: opens the dashboard on a model, as `transpector` serves it, in this process; gives the Desk.
@@ -120,7 +125,9 @@ def open_desk(page, serve, monkeypatch, caplog):
 
     yield open_desk
     records = [*caplog.get_records("setup"), *caplog.get_records("call")]
-    errors = [_told(record) for record in records if record.levelno >= logging.ERROR]
+    errors = [
+        _told(record) for record in records if record.levelno >= logging.ERROR and not is_hang_up(record)
+    ]
     assert not errors, "\n".join(errors)
 
 
