@@ -19,13 +19,16 @@ _HOME = {
     "Question": "state.interventions",
     "Run": "state.run",
     "Session": "state.session",
+    "Sweep": "state.sweep",
     "Site": "state.sites",
     "SiteError": "state.errors",
     "TextError": "state.errors",
     "TranspectorError": "state.errors",
+    "from_text": "state.grid",
     "from_json": "state.interventions",
     "inspect": "notebook",
     "load_model": "state.models",
+    "sweep": "state.sweep",
     "to_json": "state.interventions",
 }
 __all__ = [*_HOME, "__version__"]

@@ -40,6 +40,8 @@ class Dashboard(Viewer):
     def __init__(self, session: Session, **params: Any):
         super().__init__(session=session, **params)
         session.inbox.schedule = scheduler()
+        # Bokeh loses what another thread schedules while it is still setting up the page's session.
+        pn.state.onload(session.inbox.drain)
         dark = self.param.dark
         self.selector = ModelSelector(session, dark=dark)
         self.run_state = RunState(session, self.selector.open, dark=dark)

@@ -24,6 +24,7 @@ button[disabled] { cursor: default; opacity: .35; }
 @media (prefers-reduced-motion: reduce) { .meter.unknown .fill { animation: none } }
 .cancel { color: var(--accent); padding: 2px 8px; }
 .cancel:hover, .step:hover:not([disabled]) { background: color-mix(in srgb, var(--accent) 12%, transparent); }
+.memory { color: var(--muted); white-space: nowrap; flex: none; }
 .steps { display: flex; gap: 4px; flex: none; }
 .step { padding: 4px 8px; white-space: nowrap; }
 [hidden] { display: none !important; }
@@ -58,6 +59,7 @@ export function render({model}) {
   const fill = make(meter, "span", "fill")
   fill.style.display = "block"
   const cancel = make(state, "button", "cancel", "Cancel")
+  const memory = make(root, "span", "memory")
   const steps = make(root, "div", "steps")
   const undo = make(steps, "button", "step", "↶ Undo")
   const redo = make(steps, "button", "step", "↷ Redo")
@@ -93,6 +95,8 @@ export function render({model}) {
     health.textContent = model.health
     says.textContent = model.says
     state.title = model.says
+    memory.textContent = model.memory
+    memory.title = model.memory_hint
     cancel.hidden = !model.busy
     meter.hidden = !model.busy
     meter.classList.toggle("unknown", model.fraction < 0)
@@ -100,7 +104,7 @@ export function render({model}) {
     undo.disabled = !model.can_undo
     redo.disabled = !model.can_redo
   }
-  for (const part of ["name_of_model", "health", "hint", "says", "busy", "fraction", "can_undo", "can_redo", "dark"]) model.on(part, paint)
+  for (const part of ["name_of_model", "health", "hint", "says", "memory", "memory_hint", "busy", "fraction", "can_undo", "can_redo", "dark"]) model.on(part, paint)
   paint()
   const both = document.createElement("div")
   both.style.width = "100%"

@@ -17,6 +17,8 @@ class RunState(JSComponent):
     health = param.String(doc="healthy, limited or broken; empty while there is no model.")
     hint = param.String(doc="What a pointer on the model's name is told.")
     says = param.String(doc="What is being done.")
+    memory = param.String(doc="What the runs that are kept take.")
+    memory_hint = param.String(doc="What a pointer on it is told.")
     busy = param.Boolean(doc="Whether there is something to cancel.")
     fraction = param.Number(default=-1, doc="How far it is, 0 to 1; negative if unknown.")
     can_undo = param.Boolean(doc="Whether a change can be taken back.")
@@ -48,9 +50,7 @@ class RunState(JSComponent):
         elif session.state == "running":
             says, fraction = f"running: {session.progress[0]}", session.progress[1]
         elif session.run is not None:
-            n_changes = len(session.run.interventions)
-            says = f"run: {session.run.ms:,.0f} ms · {session.run.n_pos:,} tokens"
-            says += f" · {n_changes} intervention{'s' * (n_changes != 1)}" if n_changes else ""
+            says = _said(session.run, session.recalled)
         else:
             says = "no model yet" if model is None else ""
         self.param.update(
@@ -58,6 +58,8 @@ class RunState(JSComponent):
             health=model.health.level if model else "",
             hint="\n".join(("Choose another model.", *(model.health.reasons if model else ()))),
             says=says,
+            memory=f"{model.runs.nbytes / 1e6:,.0f} MB kept" if model else "",
+            memory_hint=_MEMORY.format(model.runs.limit / 1e6) if model else "",
             busy=busy,
             fraction=-1 if fraction is None else fraction,
             can_undo=session.can_undo,
@@ -66,3 +68,18 @@ class RunState(JSComponent):
 
     def _handle_msg(self, message: dict[str, Any]) -> None:
         self._does[message["do"]]()
+
+
+_MEMORY = (
+    "Runs are kept for undo, redo and a quick answer to the next change, at most {:,.0f} MB of them "
+    "(TRANSPECTOR_RUN_CACHE, MB); the oldest leave first."
+)
+
+
+def _said(run: Any, recalled: bool) -> str:
+    """How the newest answer was found, and what it is about."""
+    last = run.model.spec.n_layers - 1
+    done = "no layer, known from before" if recalled else f"layers {run.first_layer}–{last}, {run.ms:,.0f} ms"
+    n_changes = len(run.interventions)
+    changes = f" · {n_changes} intervention{'s' * (n_changes != 1)}" if n_changes else ""
+    return f"{done} · {run.n_pos:,} tokens{changes}"

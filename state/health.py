@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from transpector.state.interventions import MASKED_BELOW, Intervention
+from transpector.state.past import earlier
 from transpector.state.sites import AXES, KINDS, Site
+from transpector.state.stack import Stack
 from transpector.state.wiring import FINAL_SCALE, LAST_RESID, Address, Pass, Wiring, addresses
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
     from transpector.state.spec import ModelSpec
 
 N_PROBE = 8  # tokens of the text that the self-test runs on
@@ -75,8 +75,8 @@ class _Write(Intervention):
 class _SelfTest:
     """The passes of one self-test, all at a middle layer."""
 
-    def __init__(self, bridge: "TransformerBridge", spec: "ModelSpec"):
-        self.bridge, self.spec = bridge, spec
+    def __init__(self, stack: Stack, spec: "ModelSpec"):
+        self.stack, self.spec = stack, spec
         self.layer = spec.n_layers // 2
         self.wiring = Wiring(spec.n_layers)
         step = max(1, spec.d_vocab // (N_PROBE + 2))
@@ -94,9 +94,40 @@ class _SelfTest:
         return (kind, None) if kind == "embed" else (kind, self.layer)
 
     def run(self, keep: set[Address], *writes: _Write) -> tuple[dict[Address, Tensor], Tensor]:
-        hooked = Pass(self.wiring, writes, keep=keep)
-        logits = hooked.run(self.bridge, self.ids)
+        hooked = Pass(self.stack, self.wiring, writes, keep=keep)
+        resid_pre = self.seen.get(("resid_pre", self.layer))
+        # The layers below what is written are known.
+        above = writes and all(write.site.layer == self.layer for write in writes)
+        start = (self.layer, resid_pre) if self.wiring.by_layer and above and resid_pre is not None else None
+        logits = hooked.run(self.ids, start)
         return hooked.kept, logits
+
+    def walk(self) -> None:
+        """Find out whether the blocks can be called one by one, and continue a text from where another pass ended."""
+        plain = self.stack.learn(self.ids)
+        self.wiring = replace(
+            self.wiring,
+            by_layer=self._succeeds(lambda: self.close(self._batched(0), plain.expand(2, -1, -1))),
+        )
+        by_position = self.wiring.by_layer and self._succeeds(
+            lambda: self.close(self._batched(N_PROBE // 2), plain[:, N_PROBE // 2 :].expand(2, -1, -1))
+        )
+        self.wiring = replace(self.wiring, by_position=by_position)
+
+    def _succeeds(self, test: Callable[[], bool]) -> bool:
+        try:
+            return test()
+        except Exception:  # noqa: BLE001 - whatever an architecture does, it does not do this
+            return False
+
+    def _batched(self, n_past: int) -> Tensor:
+        """Logits of the text twice over, block by block, after ``n_past`` positions from a pass before."""
+        past = earlier(self.stack.past(self.ids), n_past) if n_past else None
+        entry = self.stack.open(self.ids[:, n_past:].expand(2, -1), past)
+        hidden = entry.hidden
+        for call in entry.calls:
+            hidden = call(hidden)
+        return self.stack.close(hidden)
 
     def close(self, a: Tensor, b: Tensor) -> bool:
         if a.shape != b.shape:
@@ -106,7 +137,7 @@ class _SelfTest:
     def read(self) -> dict[str, str]:
         """Read every kind in every layer; return the reason of each that can't be."""
         reasons = {}
-        names = self.bridge.hook_dict
+        names = self.stack.bridge.hook_dict
         if not all(f"blocks.{layer}.hook_resid_mid" in names for layer in range(self.spec.n_layers)):
             self.wiring = replace(self.wiring, parallel=True)
             reasons["resid_mid"] = (
@@ -256,12 +287,13 @@ class _SelfTest:
         return "" if self._changes(logits) else "the model discards what is written."
 
 
-def self_test(bridge: "TransformerBridge", spec: "ModelSpec") -> "tuple[ModelSpec, Wiring, Health]":
-    """Find out what can be read and written in a model, by doing it; some fifteen passes of eight tokens.
+def self_test(stack: Stack, spec: "ModelSpec") -> "tuple[ModelSpec, Wiring, Health]":
+    """Find out what can be read and written in a model, by doing it; some twenty passes of eight tokens.
 
     Returns the spec with d_mlp as measured, the wiring, and the verdict. Only on the model's worker.
     """
-    test = _SelfTest(bridge, spec)
+    test = _SelfTest(stack, spec)
+    test.walk()
     unreadable = test.read()
     abilities = {}
     for kind in KINDS:

@@ -1,12 +1,17 @@
 """Metric: the one number by which every view says what an intervention did."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from transpector.state.errors import TextError
+from transpector.state.errors import SiteError, TextError
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from transpector.state.run import Run
+    from transpector.state.tokens import Tokens
 
 UNITS = {"loss": "nats", "log_prob": "nats", "logit_diff": "logits"}
 
@@ -44,20 +49,53 @@ class Metric:
 
     def of(self, run: "Run") -> float:
         """The metric of a run; raises TextError or SiteError if the run has no such tokens or position."""
+        readout = self.on(run.model.text, run.question.token_ids)
         if self.kind == "loss":
-            if run.n_pos < 2:
+            return float(run.loss.mean())  # known already, as a rule
+        return float(readout.terms(run.logits[list(readout.positions)], readout.positions).mean())
+
+    def on(self, text: "Tokens", token_ids: Sequence[int]) -> "Readout":
+        """The metric made ready for one text; raises TextError or SiteError as ``of`` does."""
+        n_pos = len(token_ids)
+        if self.kind == "loss":
+            if n_pos < 2:
                 raise TextError(
                     "The mean loss needs two tokens: the first is predicted by nothing. Add a word."
                 )
-            return float(run.loss.mean())
-        answer = self._token(run, "answer")
-        if self.kind == "log_prob":
-            return float(run.log_probs(self.position)[answer])
-        logits = run.logits[run.at(self.position)].float()
-        return float(logits[answer] - logits[self._token(run, "distractor")])
+            return Readout(tuple(range(n_pos - 1)), tuple(token_ids[1:]))
+        if not -n_pos <= self.position < n_pos:
+            raise SiteError(f"Position {self.position}: this text has positions 0 to {n_pos - 1}.")
+        answer = self._token(text, "answer")
+        against = self._token(text, "distractor") if self.kind == "logit_diff" else None
+        return Readout((self.position % n_pos,), (answer,), against, sign=1)
 
-    def _token(self, run: "Run", role: str) -> int:
-        text = getattr(self, role)
-        if not text:
+    def _token(self, text: "Tokens", role: str) -> int:
+        token = getattr(self, role)
+        if not token:
             raise TextError(f"The metric has no {role} token. Type one, such as ' Paris' with its space.")
-        return run.model.text.token_id(text)
+        return text.token_id(token)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A metric on one text: the mean, over some positions, of a term of each position's logits.
+
+    The term is ``sign`` times the log-probability of the position's target, or that target's logit less that of the
+    token ``against``.
+    """
+
+    positions: tuple[int, ...]
+    targets: tuple[int, ...]
+    against: int | None = None
+    sign: int = -1
+
+    def terms(
+        self, logits: "Float[Tensor, '*batch read d_vocab']", positions: Sequence[int]
+    ) -> "Float[Tensor, '*batch read']":
+        """The term of each of these positions, whose logits these are; float32."""
+        where = dict(zip(self.positions, self.targets, strict=True))
+        target = logits.new_tensor([where[position] for position in positions]).long()
+        value = logits.gather(-1, target.expand(logits.shape[:-1])[..., None])[..., 0].float()
+        if self.against is not None:
+            return value - logits[..., self.against].float()
+        return self.sign * (value - logits.float().logsumexp(-1))

@@ -16,8 +16,10 @@ from transpector.state.errors import Cancelled, InterventionError, ModelError, T
 from transpector.state.health import self_test
 from transpector.state.interventions import Intervention, Question
 from transpector.state.loading import boot, load_weights
-from transpector.state.run import KEPT_KINDS, Run, forward
+from transpector.state.resume import Start, best_start
+from transpector.state.run import Run, completed, forward
 from transpector.state.spec import ModelSpec, describe_config
+from transpector.state.stack import Stack
 from transpector.state.tokens import Tokens
 from transpector.state.wiring import Address
 from transpector.state.worker import Worker
@@ -46,9 +48,13 @@ class Model:
         self.runs = RunCache()
         self.worker = Worker(name)
         weakref.finalize(self, self.worker.stop)
+        self._weights = list(bridge.original_model.parameters())
+        self._versions: tuple[tuple[int, int], ...] = ()
+        self._fingerprint = ""
         bridge.requires_grad_(False)
         _use_native_norms(bridge)
-        self.spec, self.wiring, self.health = self.worker.call(lambda: self_test(bridge, spec))
+        self.stack = Stack(bridge)
+        self.spec, self.wiring, self.health = self.worker.call(lambda: self_test(self.stack, spec))
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {self.spec.n_layers} layers × {self.spec.n_heads} heads, {self.health.level}>"
@@ -118,13 +124,72 @@ class Model:
         progress: Callable[[int], None] = lambda layer: None,
     ) -> Run:
         """The same on the worker's own thread: the other runs that interventions read from come first."""
-        known = self.runs.get(question)
-        if known is not None and keep <= known.activations.keys():
-            return known
+        fingerprint = self.fingerprint()
+        known = self.runs.get(fingerprint, question)
+        if known is not None:
+            return self._completed(known, keep)
         self.checked(question.token_ids)
         self.check(question.interventions, len(question.token_ids))
+        sources, notes = self.sources(question, question.interventions, cancelled)
+        run = forward(
+            self,
+            question,
+            start=self._start(fingerprint, question, keep),
+            sources=sources,
+            notes=notes,
+            keep=keep,
+            cancelled=cancelled,
+            progress=progress,
+        )
+        self.runs.put(fingerprint, run)
+        return run
+
+    def recall(self, question: Question) -> Run | None:
+        """The answer, if it has been found before and is still kept; on the worker's own thread."""
+        return self.runs.get(self.fingerprint(), question)
+
+    def hold(self, owner: object, *questions: Question) -> None:
+        """Keep these answers, and what their interventions read, while the owner lives or until it holds others."""
+        origins = [
+            i.origin(question, self.tokenize) for question in questions for i in question.interventions
+        ]
+        self.runs.pin(owner, {*questions, *filter(None, origins)})
+
+    def release(self, owner: object) -> None:
+        """Let go of what an owner holds; from any thread."""
+        if not self.worker.stopped:
+            self.worker.submit(lambda: self.runs.pin(owner, ()))
+
+    def complete(self, run: Run, wanted: Iterable[Address]) -> Run:
+        """A run with more activations kept: only their layers are done again. Waits for the worker."""
+        return self.worker.call(lambda: self._completed(self.recall(run.question) or run, frozenset(wanted)))
+
+    def _completed(self, run: Run, wanted: frozenset[Address]) -> Run:
+        missing = wanted - run.activations.keys()
+        if not missing:
+            return run
+        layers = {layer for _, layer in missing}
+        sources, _ = self.sources(run.question, [i for i in run.interventions if i.site.layer in layers])
+        here = {i.source_site.tensor for i in run.interventions if i.reads_here and i.site.layer in layers}
+        if self.wiring.by_layer:
+            run = completed(self._completed(run, frozenset(here)), missing, sources)
+        else:
+            sources, notes = self.sources(run.question, run.interventions)
+            run = forward(
+                self, run.question, sources=sources, notes=notes, keep=run.activations.keys() | wanted
+            )
+        self.runs.put(self.fingerprint(), run)
+        return run
+
+    def sources(
+        self,
+        question: Question,
+        interventions: Iterable[Intervention],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> tuple[dict[Intervention, torch.Tensor], list[str]]:
+        """What interventions read from other runs, which are done first, and what is to be said about it."""
         sources, notes = {}, []
-        for intervention in question.interventions:
+        for intervention in interventions:
             origin = intervention.origin(question, self.tokenize)
             if origin is None:
                 continue
@@ -133,35 +198,33 @@ class Model:
             # One read from the very question that it is part of would never end.
             if intervention in origin.interventions:
                 raise InterventionError(f"{intervention.verb} {intervention.site} reads from its own run.")
-            run = self.answer(origin, frozenset([site.tensor]) & self._unkept, cancelled)
+            run = self.answer(origin, cancelled=cancelled)
             sources[intervention] = run.tensor(site.tensor)
             notes.append(intervention.notes(len(question.token_ids), run.n_pos))
-        if known is not None:  # what was kept for somebody before is kept on
-            keep |= known.activations.keys()
-        run = forward(
-            self,
-            question,
-            sources=sources,
-            notes=filter(None, notes),
-            keep=keep,
-            cancelled=cancelled,
-            progress=progress,
-        )
-        self.runs.put(run)
-        return run
+        return sources, [note for note in notes if note]
 
-    @property
-    def _unkept(self) -> frozenset[Address]:
-        kinds = [kind for kind in self.health.abilities if kind not in (*KEPT_KINDS, "resid_mid")]
-        layers = range(self.spec.n_layers)
-        return frozenset([("embed", None), *((kind, layer) for kind in kinds for layer in layers)])
+    def _start(self, fingerprint: str, question: Question, keep: frozenset[Address]) -> Start | None:
+        if not (self.wiring.by_layer and self.health.can_read("resid_pre")):
+            return None
+        here = {i.source_site.tensor for i in question.interventions if i.reads_here}
+        return best_start(self.runs.on_tokens_of(fingerprint, question), question, keep | here)
 
     def fingerprint(self) -> str:
-        """A short digest of name, shape and a sample of the weights: equal for equal models."""
-        digest = hashlib.sha256(repr((self.name, self.spec.architecture, self.spec.n_params)).encode())
-        for _, weight in sorted(self.bridge.original_model.state_dict().items())[:8]:
-            digest.update(weight.flatten()[:64].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A short digest of name, shape and weights, equal for equal models; on the model's worker.
+
+        It is made anew when weights were changed in place, which makes the runs before that another model's.
+        """
+        versions = tuple((weight.data_ptr(), weight._version) for weight in self._weights)
+        if versions != self._versions:
+            identity = [self.name, self.spec.architecture, self.spec.n_params]
+            # A sample would miss most changes in place; that there was one is known.
+            identity += versions if self._versions else ()
+            digest = hashlib.sha256(repr(identity).encode())
+            for weight in self._weights:
+                sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)]
+                digest.update(sample.float().cpu().numpy().tobytes())
+            self._versions, self._fingerprint = versions, digest.hexdigest()[:16]
+        return self._fingerprint
 
 
 def load_model(

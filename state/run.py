@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from transpector.state.errors import SiteError
 from transpector.state.interventions import Intervention, Question
+from transpector.state.resume import Start
 from transpector.state.sites import Site
-from transpector.state.wiring import Address, Pass, addresses
+from transpector.state.wiring import Address, Pass, addresses, is_below
 
 if TYPE_CHECKING:
     from transpector.state.models import Model
@@ -28,7 +29,8 @@ class Run:
     """One forward pass: its question, logits and stored activations. A value: nothing in it changes.
 
     ``logits`` is [pos, d_vocab]; ``activations`` are by (kind, layer), axes as in ``sites.AXES``, in the model's
-    dtype on its device. ``ms`` is the time of the pass; ``notes`` say what the user should know about it.
+    dtype on its device. ``ms`` is the time of the pass, which began at ``first_layer``: what is below is shared with
+    the run that it was resumed from. ``notes`` say what the user should know about it.
     """
 
     model: "Model"
@@ -37,6 +39,7 @@ class Run:
     activations: Mapping[Address, Tensor] = field(repr=False)
     ms: float
     notes: tuple[str, ...] = ()
+    first_layer: int = 0
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
@@ -94,22 +97,23 @@ class Run:
         return whole[site.index].to("cpu", torch.float32).numpy().copy()
 
     def tensor(self, address: Address) -> Tensor:
-        """A whole activation, from the store or, if it was not kept, from the same pass done again."""
+        """A whole activation, from the store or, if it was not kept, from its layer done again."""
         if address in self.activations:
             return self.activations[address]
         kind, layer = address
         written = any(intervention.site.tensor == address for intervention in self.interventions)
         if kind == "resid_mid" and not written and not self.model.wiring.parallel:
             return self.tensor(("resid_pre", layer)) + self.tensor(("attn_out", layer))
-        return self.model.run(self.question, keep=[address]).activations[address]
+        return self.model.complete(self, [address]).activations[address]
+
+    def storages(self) -> dict[int, int]:
+        """Bytes of each distinct storage that this run holds on to, by address."""
+        storages = (t.untyped_storage() for t in (self.logits, *self.activations.values()))
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
     def nbytes(self) -> int:
         """Bytes of distinct storage that this run holds on to."""
-        storages = {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for t in (self.logits, *self.activations.values())
-        }
-        return sum(storages.values())
+        return sum(self.storages().values())
 
     def at(self, position: int) -> int:
         """The position, if this text has it; raises SiteError if not."""
@@ -122,6 +126,7 @@ def forward(
     model: "Model",
     question: Question,
     *,
+    start: Start | None = None,
     sources: Mapping[Intervention, Tensor] | None = None,
     notes: Iterable[str] = (),
     keep: Iterable[Address] = (),
@@ -130,18 +135,42 @@ def forward(
 ) -> Run:
     """Run the model once under the question's interventions; only ever on the model's worker.
 
-    ``sources`` holds what interventions read from other runs, ``keep`` what to store beside ``KEPT_KINDS``.
-    ``cancelled`` is asked before every layer (raises Cancelled), ``progress`` told its number.
+    ``start`` says which layers another run spares it, ``sources`` holds what interventions read from other runs,
+    ``keep`` what to store beside ``KEPT_KINDS``. ``cancelled`` is asked before every layer (raises Cancelled),
+    ``progress`` told its number.
     """
-    wanted = {a for a in addresses(model.spec.n_layers, KEPT_KINDS) if model.health.can_read(a[0])} | set(
-        keep
-    )
-    wanted |= model.health.extras
     began = time.perf_counter()
-    hooked = Pass(model.wiring, question.interventions, dict(sources or {}), wanted, cancelled, progress)
+    wanted = {a for a in addresses(model.spec.n_layers, KEPT_KINDS) if model.health.can_read(a[0])}
+    wanted |= model.health.extras | set(keep)
+    interventions, entry, known = list(question.interventions), None, {}
+    if start is not None:
+        known = {a: whole for a, whole in start.run.activations.items() if is_below(a, start.layer)}
+        interventions = start.remaining(interventions)
+        entry = start.layer, start.run.activations["resid_pre", start.layer][None]
+    hooked = Pass(model.stack, model.wiring, interventions, sources, wanted, cancelled, progress)
+    # What is read in this same run may lie in the layers that are left out.
+    hooked.kept.update((address, whole[None]) for address, whole in known.items())
     ids = torch.tensor([question.token_ids], device=model.spec.device)
     with torch.no_grad():
-        logits = hooked.run(model.bridge, ids)
-    activations = {address: whole[0] for address, whole in hooked.kept.items()}
+        logits = hooked.run(ids, entry)
+    activations = known | {a: whole[0] for a, whole in hooked.kept.items() if a not in known}
     ms = (time.perf_counter() - began) * 1e3
-    return Run(model, question, logits[0], activations, ms, tuple(notes))
+    first = 0 if start is None else start.layer
+    return Run(model, question, logits[0], activations, ms, tuple(notes), first)
+
+
+def completed(run: Run, wanted: Iterable[Address], sources: Mapping[Intervention, Tensor]) -> Run:
+    """The same run with more of it kept, from those layers done again; only ever on the model's worker."""
+    model = run.model
+    wanted = set(wanted)
+    hooked = Pass(model.stack, model.wiring, run.interventions, sources, wanted)
+    hooked.kept.update((address, whole[None]) for address, whole in run.activations.items())
+    ids = torch.tensor([run.question.token_ids], device=model.spec.device)
+    with torch.no_grad():
+        _, calls = hooked.open(ids)
+        for layer in sorted({layer for _, layer in wanted if layer is not None}):
+            # It was kept after the writes to it.
+            hooked.writes.pop(("resid_pre", layer), None)
+            hooked.visit(layer, run.activations["resid_pre", layer][None], calls[layer])
+    more = {address: hooked.kept[address][0] for address in wanted}
+    return replace(run, activations={**run.activations, **more})

@@ -3,13 +3,14 @@
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import param
 
-from transpector.state.errors import Cancelled, InterventionError, TranspectorError
+from transpector.state.errors import Cancelled, InterventionError, ModelError, TranspectorError
 from transpector.state.history import History
 from transpector.state.inbox import Inbox
 from transpector.state.interventions import Freeze, Intervention, Question, active
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from transpector.state.models import Model
+    from transpector.state.sweep import Sweep
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Session(param.Parameterized):
     loading = param.Tuple(
         default=("", None), length=2, doc="Of a model under way: name and stage, and the fraction or None."
     )
+    recalled = param.Boolean(doc="Whether the newest run had been kept from before, and no pass was needed.")
     error = param.String(doc="What is wrong with the question, and the remedy; empty if nothing.")
     note = param.String(doc="What was done unasked, such as switching off what does not fit a new model.")
     can_undo = param.Boolean(doc="Whether a change of interventions can be taken back.")
@@ -90,6 +93,8 @@ class Session(param.Parameterized):
         self._loading: Loading | None = None
         self._listener: Callable[[str, float | None], None] | None = None
         self._history = History()
+        self.sweeps: weakref.WeakSet[Sweep] = weakref.WeakSet()
+        """Causal maps that were begun on this session; they end with it, or with its model."""
         super().__init__(text=text, **params)
         self.param.watch(self._question_changed, _QUESTION)
         if isinstance(model, str):
@@ -117,6 +122,7 @@ class Session(param.Parameterized):
         ):  # who watches may be gone already, as a page that was closed
             self.cancel()
             self._stop.set()
+            self._let_go(self.model)
             self.param.update(model=None, run=None, baseline=None, effects={})
 
     # The model
@@ -190,10 +196,18 @@ class Session(param.Parameterized):
         if "model" in changed:
             self._leave_loading()
             old = next(event.old for event in events if event.name == "model")
+            self._let_go(old)
             if old is not None and self.model is not None:
                 self._fit_to_model(old)
         self._bind()
         self._ask()
+
+    def _let_go(self, model: "Model | None") -> None:
+        for sweep in list(self.sweeps):
+            sweep.cancel()
+        self.sweeps.clear()
+        if model is not None:
+            model.release(self)
 
     def _fit_to_model(self, old: "Model") -> None:
         """Switch off what the new model has no place for, and select a head that it has."""
@@ -258,6 +272,14 @@ class Session(param.Parameterized):
         """Append interventions."""
         self.interventions = [*self.interventions, *interventions]
 
+    @property
+    def question(self) -> Question:
+        """The question as it stands; raises TextError if the model can't read it."""
+        if self.model is None:
+            raise ModelError("There is no model. Load one first.")
+        text = _read(self.model, self.text, self.token_ids, self.bos)
+        return replace(text, interventions=self.interventions)
+
     # The answer
 
     def _ask(self) -> None:
@@ -301,15 +323,17 @@ class Session(param.Parameterized):
             before = _read(model, *text)
             baseline = model.answer(before, cancelled=stop.is_set, progress=progress)
             question = replace(before, interventions=interventions)
+            recalled = model.recall(question) is not None
             run = model.answer(question, cancelled=stop.is_set, progress=progress)
             run.loss  # noqa: B018 - computed here, not on the thread that shows it
+            model.hold(self, before, question)
         except Cancelled:
             return
         except Exception as error:  # noqa: BLE001 - told to the user, and raised by wait
             failure = error
             self.inbox.post(lambda: stop.is_set() or self._unanswerable(failure, stop))
             return
-        self.inbox.post(lambda: stop.is_set() or self._publish(run, baseline, stop))
+        self.inbox.post(lambda: stop.is_set() or self._publish(run, baseline, recalled, stop))
         if run.interventions:
             self._measure_effects(model, question, metric, interventions, stop)
 
@@ -317,11 +341,17 @@ class Session(param.Parameterized):
         if not stop.is_set() and self._answered is not stop:
             self.param.update(state="running", progress=(what, fraction))
 
-    def _publish(self, run: Any, baseline: Any, stop: threading.Event) -> None:
+    def _publish(self, run: Any, baseline: Any, recalled: bool, stop: threading.Event) -> None:
         try:
             # Effects are those of the question before; they follow.
             self.param.update(
-                run=run, baseline=baseline, state="idle", progress=("", None), error="", effects={}
+                run=run,
+                baseline=baseline,
+                recalled=recalled,
+                state="idle",
+                progress=("", None),
+                error="",
+                effects={},
             )
         finally:  # also if a watcher fails
             self._answered = stop

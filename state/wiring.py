@@ -1,23 +1,19 @@
 """Wiring: which hook point carries each kind of site, and how a write to it is made to count."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transpector.state.errors import Cancelled, SiteError
 from transpector.state.interventions import MASKED_BELOW, Intervention
 from transpector.state.sites import KINDS
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+from transpector.state.stack import Call, Stack
 
 HOOKS = {
-    "embed": "hook_embed",
-    "resid_pre": "blocks.{layer}.hook_resid_pre",
     "q": "blocks.{layer}.attn.hook_q",
     "k": "blocks.{layer}.attn.hook_k",
     "v": "blocks.{layer}.attn.hook_v",
@@ -29,11 +25,16 @@ HOOKS = {
     "mlp_post": "blocks.{layer}.mlp.hook_post",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
 }
+"""The hook points within a block, in the order in which a pass comes by them."""
+BEFORE_PATTERN = ("q", "k", "v", "scores", "pattern")
+
 # Activations beside the sites that views need: the last residual, and the final norm's divisor.
 LAST_RESID, FINAL_SCALE = ("resid_post", None), ("final_scale", None)
 
 Address = tuple[str, int | None]
 Hook = Callable[..., Tensor | None]
+
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -41,100 +42,144 @@ class Wiring:
     """How the sites of one model are reached, as its self-test found it.
 
     Where the model hands over a pattern that it has used already, ``pattern_through_z`` says to write z instead:
-    one pass as far as the layer learns its pattern, the next writes the changed pattern @ v to z.
+    a layer done once learns its pattern, done again it is given the changed pattern @ v as z.
+    ``by_layer`` says that the blocks can be called one by one, and so a pass begun at any layer; ``by_position``
+    that they can take the keys and values of earlier positions from another pass.
     """
 
     n_layers: int
     parallel: bool = False
     pattern_through_z: bool = False
+    by_layer: bool = True
+    by_position: bool = True
 
 
 class _Learned(Exception):
-    """Ends a pass that went only as far as the pattern of one layer."""
+    """Ends a block that was done only as far as its pattern."""
 
 
 class Pass:
-    """One hooked forward pass: what is kept of it and what is written into it."""
+    """One hooked forward pass: what is kept of it and what is written into it.
+
+    It is walked block by block: ``open``, ``visit`` for each layer, ``close``; ``run`` does all of it.
+    """
 
     def __init__(
         self,
+        stack: Stack,
         wiring: Wiring,
         interventions: Iterable[Intervention] = (),
-        sources: dict[Intervention, Tensor] | None = None,
+        sources: Mapping[Intervention, Tensor] | None = None,
         keep: Iterable[Address] = (),
         cancelled: Callable[[], bool] = lambda: False,
         progress: Callable[[int], None] = lambda layer: None,
     ):
-        self.wiring = wiring
+        self.stack, self.wiring = stack, wiring
         self.kept: dict[Address, Tensor] = {}  # with the batch axis
-        self._writes: dict[Address, list[Intervention]] = defaultdict(list)
-        self._sources = sources or {}
+        # What is written at an address, in order, and into which rows of the batch.
+        self.writes: dict[Address, list[tuple[Intervention, slice]]] = defaultdict(list)
+        self.sources = dict(sources or {})
         self._cancelled, self._progress = cancelled, progress
         self._keep = set(keep)
-        self._patterns: dict[int, Tensor] = {}  # by layer, written; learned by passes before this one
-        self._learning: int | None = None
+        self._hidden = Tensor()  # the residual stream before the layer that is being visited
+        self._patterns: dict[int, Tensor] = {}  # by layer, written; learned when it was done the first time
         for intervention in interventions:
-            self._writes[intervention.site.tensor].append(intervention)
-            if intervention not in self._sources and intervention.source_site is not None:
-                self._keep.add(intervention.source_site.tensor)
+            self.write(intervention)
 
-    def run(self, bridge: "TransformerBridge", token_ids: Tensor) -> Tensor:
-        """Logits [batch, pos, d_vocab] of the hooked pass."""
-        for layer in self._layers_through_z():
-            self._learning = layer
-            try:
-                with bridge.hooks(fwd_hooks=self._hooks()):
-                    bridge(token_ids, return_type=None)
-            except _Learned:
-                self._learning = None
-        with bridge.hooks(fwd_hooks=self._hooks()):
-            return bridge(token_ids, return_type="logits")
+    def write(self, intervention: Intervention, rows: slice = ALL_ROWS) -> None:
+        """Have an intervention applied, after those at its address so far, to some rows of the batch."""
+        self.writes[intervention.site.tensor].append((intervention, rows))
+        if intervention not in self.sources and intervention.source_site is not None:
+            self._keep.add(intervention.source_site.tensor)
 
-    def _layers_through_z(self) -> list[int]:
-        if not self.wiring.pattern_through_z:
-            return []
-        return sorted(layer for (kind, layer), writes in self._writes.items() if kind == "pattern" and writes)
+    def run(
+        self, token_ids: Int[Tensor, "batch pos"], start: tuple[int, Tensor] | None = None
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits; from the first layer, or from a layer and the residual stream [batch, pos, d_model] before it."""
+        if not self.wiring.by_layer:
+            with self.stack.hooked([*self._embed_hook(), *self._scale_hook()]):
+                return self.stack.through(token_ids, self.visit)
+        hidden, calls = self.open(token_ids)
+        first, hidden = start or (0, hidden)
+        for layer in range(first, len(calls)):
+            hidden = self.visit(layer, hidden, calls[layer])
+        return self.close(hidden)
 
-    def _hooks(self) -> list[tuple[str, Hook]]:
-        pairs: list[tuple[str, Hook]] = []
-        if self._wanted("embed", None):
-            pairs.append((HOOKS["embed"], self._direct(("embed", None))))
-        for layer in range(self.wiring.n_layers):
-            pairs += ((HOOKS[kind].format(layer=layer), hook) for kind, hook in self._hooks_of(layer))
-        if LAST_RESID in self._keep:
-            pairs.append((f"blocks.{self.wiring.n_layers - 1}.hook_resid_post", self._direct(LAST_RESID)))
-        if FINAL_SCALE in self._keep:
-            pairs.append(("ln_final.hook_scale", self._direct(FINAL_SCALE)))
-        return pairs
+    def open(self, token_ids: Int[Tensor, "batch pos"]) -> tuple[Tensor, tuple[Call, ...]]:
+        """The residual stream before the first block, and the blocks ready to be called."""
+        with self.stack.hooked(self._embed_hook()):
+            entry = self.stack.open(token_ids)
+        return entry.hidden, entry.calls
 
-    def _hooks_of(self, layer: int) -> Iterator[tuple[str, Hook]]:
-        needs_mid = self._wanted("resid_mid", layer)
-        through_z = layer in self._layers_through_z()
-        if needs_mid:
-            self._keep.add(("resid_pre", layer))
-        if through_z:
-            self._keep.add(("v", layer))
-        yield "resid_pre", self._enter(layer)
-        for kind in ("q", "k", "v", "scores", "pattern", "z", "attn_out", "mlp_pre", "mlp_post", "mlp_out"):
-            if kind == "attn_out" and needs_mid:
-                yield kind, self._mid(layer)
-            elif kind == "scores" and self._writes.get((kind, layer)):
-                yield kind, self._scores(layer)
-            elif kind == "pattern" and through_z:
-                if layer == self._learning:
-                    yield kind, self._learn(layer)
-            elif kind == "z" and layer in self._patterns:
-                yield kind, self._deliver(layer)
-            elif self._wanted(kind, layer):
-                yield kind, self._direct((kind, layer))
+    def visit(self, layer: int, hidden: Tensor, call: Call) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after a block, given that before it; raises Cancelled."""
+        if self._cancelled():
+            raise Cancelled
+        self._progress(layer)
+        self._hidden = hidden = self._change(("resid_pre", layer), hidden)
+        if self._through_z(layer):
+            self._learn_pattern(layer, hidden, call)
+        with self.stack.hooked(list(self._hooks_of(layer))):
+            hidden = call(hidden)
+        if layer + 1 == self.wiring.n_layers and LAST_RESID in self._keep:
+            self.kept[LAST_RESID] = hidden
+        return hidden
 
-    def _wanted(self, kind: str, layer: int | None) -> bool:
-        return (kind, layer) in self._keep or bool(self._writes.get((kind, layer)))
+    def close(self, hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of the residual stream after the last block."""
+        with self.stack.hooked(self._scale_hook()):
+            return self.stack.close(hidden)
+
+    def _embed_hook(self) -> list[tuple[str, Hook]]:
+        at = ("embed", None)
+        return [("hook_embed", self._direct(at))] if self._wanted(at) else []
+
+    def _scale_hook(self) -> list[tuple[str, Hook]]:
+        return [("ln_final.hook_scale", self._direct(FINAL_SCALE))] if FINAL_SCALE in self._keep else []
+
+    def _through_z(self, layer: int) -> bool:
+        return self.wiring.pattern_through_z and bool(self.writes.get(("pattern", layer)))
+
+    def _learn_pattern(self, layer: int, hidden: Tensor, call: Call) -> None:
+        def learn(whole: Tensor, hook: object) -> None:
+            self._patterns[layer] = self._change(("pattern", layer), whole)
+            raise _Learned
+
+        self._keep.add(("v", layer))
+        before = [(name, hook) for name, hook in self._hooks_of(layer, BEFORE_PATTERN[:-1])]
+        try:
+            with self.stack.hooked([*before, (HOOKS["pattern"].format(layer=layer), learn)]):
+                call(hidden)
+        except _Learned:
+            pass
+
+    def _hooks_of(self, layer: int, kinds: Iterable[str] = HOOKS) -> Iterator[tuple[str, Hook]]:
+        for kind in kinds:
+            hook = self._hook(kind, layer)
+            if hook is not None:
+                yield HOOKS[kind].format(layer=layer), hook
+
+    def _hook(self, kind: str, layer: int) -> Hook | None:
+        at = (kind, layer)
+        if kind == "attn_out" and self._wanted(("resid_mid", layer)):
+            return self._mid(layer)
+        if kind == "scores" and self.writes.get(at):
+            return self._scores(layer)
+        if self._through_z(layer):
+            if kind == "pattern":
+                return None  # written when it was learned
+            if kind == "z":
+                return self._deliver(layer)
+        return self._direct(at) if self._wanted(at) else None
+
+    def _wanted(self, at: Address) -> bool:
+        return at in self._keep or bool(self.writes.get(at))
 
     def _change(self, at: Address, whole: Tensor) -> Tensor:
         """The activation after the writes at its address, kept if anybody wants it."""
-        for intervention in self._writes.get(at, ()):
-            source = self._sources.get(intervention)
+        given = whole
+        for intervention, rows in self.writes.get(at, ()):
+            source = self.sources.get(intervention)
             if source is None and intervention.source_site is not None:
                 from_ = intervention.source_site.tensor
                 source = whole if from_ == at else self.kept.get(from_)
@@ -142,9 +187,14 @@ class Pass:
                     raise SiteError(
                         f"{intervention.source_site} can't be read in this model before {intervention.site}."
                     )
+                source = source[rows]
             if source is not None:
                 source = source.to(whole.device, whole.dtype)
-            whole = intervention.apply(whole, source)
+            if rows == ALL_ROWS:
+                whole = intervention.apply(whole, source)
+            else:
+                whole = whole.clone() if whole is given else whole
+                whole[rows] = intervention.apply(whole[rows], source)
         if at in self._keep:
             self.kept[at] = whole
         return whole
@@ -152,18 +202,8 @@ class Pass:
     def _direct(self, at: Address) -> Hook:
         def hook(whole: Tensor, hook: object) -> Tensor | None:
             changed = self._change(at, whole)
-            return None if changed is whole else changed
-
-        return hook
-
-    def _enter(self, layer: int) -> Hook:
-        direct = self._direct(("resid_pre", layer))
-
-        def hook(whole: Tensor, hook: object) -> Tensor | None:
-            if self._cancelled():
-                raise Cancelled  # hooks are removed after an exception, so this is a clean end
-            self._progress(layer)
-            return direct(whole, hook)
+            # What is kept may be a reshaped copy; to have its gradient, the model must go on with that one.
+            return None if changed is whole and not torch.is_grad_enabled() else changed
 
         return hook
 
@@ -171,7 +211,7 @@ class Pass:
         # A write at hook_resid_mid would reach the MLP but not the skip path, so it goes through attn_out.
         def hook(whole: Tensor, hook: object) -> Tensor | None:
             attn_out = self._change(("attn_out", layer), whole)
-            resid_pre = self.kept["resid_pre", layer]
+            resid_pre = self._hidden
             mid = resid_pre + attn_out
             changed = self._change(("resid_mid", layer), mid)
             if changed is not mid:
@@ -191,15 +231,8 @@ class Pass:
 
         return hook
 
-    def _learn(self, layer: int) -> Hook:
-        def hook(whole: Tensor, hook: object) -> None:
-            self._patterns[layer] = self._change(("pattern", layer), whole)
-            raise _Learned
-
-        return hook
-
     def _deliver(self, layer: int) -> Hook:
-        heads = {intervention.site.head for intervention in self._writes["pattern", layer]}
+        heads = {intervention.site.head for intervention, _ in self.writes["pattern", layer]}
 
         def hook(whole: Tensor, hook: object) -> Tensor:
             v = self.kept["v", layer]
@@ -223,3 +256,8 @@ def addresses(n_layers: int, kinds: Iterable[str]) -> Iterator[Address]:
             yield kind, None
         else:
             yield from ((kind, layer) for layer in range(n_layers))
+
+
+def is_below(address: Address, layer: int) -> bool:
+    """Whether an activation is done before a layer begins."""
+    return address == ("embed", None) or (address[1] is not None and address[1] < layer)

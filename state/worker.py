@@ -47,6 +47,11 @@ class Worker:
         return threading.current_thread() is self._thread
 
     @property
+    def stopped(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._stopped
+
+    @property
     def queued(self) -> int:
         """Jobs that wait."""
         return len(self._queue)

@@ -51,7 +51,7 @@ def test_parts_that_do_not_add_up_to_the_residual_stream_are_found_out(random_lm
         return {at: value * (1.1 if at[0] == "mlp_out" else 1) for at, value in plain(self, kinds).items()}
 
     monkeypatch.setattr(_SelfTest, "_read", before_a_multiplier)
-    _, _, health = lm.worker.call(lambda: self_test(lm.bridge, lm.spec))
+    _, _, health = lm.worker.call(lambda: self_test(lm.stack, lm.spec))
     assert not health.can_read("mlp_out") and health.can_read("attn_out")
     assert "is not the next layer's residual" in health.abilities["mlp_out"].reason
 
@@ -67,7 +67,7 @@ def test_a_discarded_write_is_found_out(random_lm, monkeypatch):
         )
 
     monkeypatch.setattr(_SelfTest, "run", deaf)
-    _, _, health = lm.worker.call(lambda: self_test(lm.bridge, lm.spec))
+    _, _, health = lm.worker.call(lambda: self_test(lm.stack, lm.spec))
     for kind in ("q", "mlp_post", "embed"):
         assert health.can_read(kind) and not health.can_write(kind)
         assert "discards what is written" in health.abilities[kind].reason
@@ -78,7 +78,7 @@ def test_the_width_of_the_mlp_is_measured_not_believed(random_lm):
     from dataclasses import replace
 
     lm = random_lm("llama")
-    spec, _, health = lm.worker.call(lambda: self_test(lm.bridge, replace(lm.spec, d_mlp=7)))
+    spec, _, health = lm.worker.call(lambda: self_test(lm.stack, replace(lm.spec, d_mlp=7)))
     assert spec.d_mlp == 80 and health.level == "healthy"
 
 
@@ -86,7 +86,7 @@ def test_wrong_dimensions_are_found_out(random_lm):
     from dataclasses import replace
 
     lm = random_lm("llama")
-    _, _, health = lm.worker.call(lambda: self_test(lm.bridge, replace(lm.spec, n_kv_heads=4)))
+    _, _, health = lm.worker.call(lambda: self_test(lm.stack, replace(lm.spec, n_kv_heads=4)))
     assert not health.can_read("k") and not health.can_read("v")
     assert (
         "its shape here is (8, 2, 12), not (8, 4, 12) [pos × kv_head × d_head]"

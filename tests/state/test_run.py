@@ -161,19 +161,51 @@ def test_the_cache_drops_the_least_used_and_keeps_the_newest(lm):
     runs = [lm.run(Question([5, 6, n])) for n in range(4)]
     size = runs[0].nbytes()
     cache = RunCache(limit=int(2.5 * size))
-    cache.put(runs[0])
-    cache.put(runs[1])
-    assert cache.get(runs[0].question) is runs[0]
-    cache.put(runs[2])
-    assert cache.get(runs[1].question) is None
-    assert cache.get(runs[0].question) is runs[0] and cache.get(runs[2].question) is runs[2]
+    cache.put("w", runs[0])
+    cache.put("w", runs[1])
+    assert cache.get("w", runs[0].question) is runs[0]
+    cache.put("w", runs[2])
+    assert cache.get("w", runs[1].question) is None
+    assert cache.get("w", runs[0].question) is runs[0] and cache.get("w", runs[2].question) is runs[2]
     assert cache.nbytes == 2 * size <= cache.limit
     tiny = RunCache(limit=1)
-    tiny.put(runs[0])
-    tiny.put(runs[1])
-    assert tiny.get(runs[1].question) is runs[1] and tiny.get(runs[0].question) is None
+    tiny.put("w", runs[0])
+    tiny.put("w", runs[1])
+    assert tiny.get("w", runs[1].question) is runs[1] and tiny.get("w", runs[0].question) is None
     tiny.clear()
     assert tiny.nbytes == 0
+
+
+def test_a_run_of_other_weights_is_no_answer(lm):
+    run = lm.run(Question([5, 6, 7]))
+    cache = RunCache()
+    cache.put("these", run)
+    assert cache.get("those", run.question) is None and cache.get("these", run.question) is run
+    assert list(cache.on_tokens_of("those", run.question)) == []
+
+
+def test_pinned_runs_stay_as_long_as_their_owner(lm):
+    class Owner:
+        pass
+
+    runs = [lm.run(Question([5, 6, n])) for n in range(4)]
+    cache, owner = RunCache(limit=int(2.5 * runs[0].nbytes())), Owner()
+    cache.put("w", runs[0])
+    cache.pin(owner, [runs[0].question])
+    for run in runs[1:]:
+        cache.put("w", run)
+    assert cache.get("w", runs[0].question) is runs[0]
+    assert cache.get("w", runs[1].question) is None and cache.get("w", runs[2].question) is None
+    del owner
+    cache.put("w", runs[1])
+    cache.put("w", runs[2])
+    assert cache.get("w", runs[0].question) is None
+
+
+def test_the_limit_of_the_cache_is_a_setting(monkeypatch):
+    assert RunCache().limit == 1_000_000_000
+    monkeypatch.setenv("TRANSPECTOR_RUN_CACHE", "250")
+    assert RunCache().limit == 250_000_000
 
 
 def test_shared_storage_is_counted_once(run):

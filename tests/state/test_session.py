@@ -277,7 +277,9 @@ def test_a_pass_in_the_middle_shows_how_far_it_is(session, gate, monkeypatch):
     gate.go.set()
     session.wait(WAIT)
     assert told[0][0] == "queued"
-    assert ("running", ("layer 1/3", 0.0)) in told and ("running", ("layer 2/3", 1 / 3)) in told
+    # The gate is in layer 1: the layer below is the baseline's.
+    assert ("running", ("layer 2/3", 1 / 3)) in told and ("running", ("layer 3/3", 2 / 3)) in told
+    assert ("running", ("layer 1/3", 0.0)) not in told
     assert told[-1] == ("idle", ("", None))
 
 

@@ -157,11 +157,11 @@ def desk(open_desk):
 
 
 class Gate:
-    """Holds a model's passes in the middle: within a block, its hooks set."""
+    """Holds a model's passes in the middle: within the attention of a block, whose hooks are set."""
 
     def __init__(self, model, layer=1):
         self.reached, self._open = threading.Event(), threading.Event()
-        self._hook = model.bridge.blocks[layer].register_forward_pre_hook(self._hold)
+        self._hook = model.bridge.blocks[layer].attn.register_forward_pre_hook(self._hold)
 
     def _hold(self, *call):
         self.reached.set()
