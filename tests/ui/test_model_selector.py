@@ -215,7 +215,7 @@ def test_a_load_shows_how_far_it_is_and_can_be_cancelled(dialog, slow_load, rand
     desk.until(slow_load.cancelled.is_set)
     expect(dialog.root.get_by_text("Loading")).to_have_count(0)
     expect(desk.page.locator("button.model .name")).to_have_text("builtin")
-    expect(desk.says).to_contain_text("layers 0–")
+    expect(desk.says).to_contain_text(" tokens · 1 intervention")
     # The same load, not cancelled this time
     slow_load.goes_on.set()
     dialog.load.click()
