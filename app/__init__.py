@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public names, each imported when it is first asked for (PEP 562): `import transpector` alone costs nothing.
 _HOME = {
     "Ablate": "state.interventions",
+    "Cancelled": "state.errors",
     "Dashboard": "dashboard",
     "Freeze": "state.interventions",
     "Intervention": "state.interventions",
@@ -19,13 +20,13 @@ _HOME = {
     "Question": "state.interventions",
     "Run": "state.run",
     "Session": "state.session",
-    "Sweep": "state.sweep",
     "Site": "state.sites",
     "SiteError": "state.errors",
+    "Sweep": "state.sweep",
     "TextError": "state.errors",
     "TranspectorError": "state.errors",
-    "from_text": "state.grid",
     "from_json": "state.interventions",
+    "from_text": "state.grid",
     "inspect": "notebook",
     "load_model": "state.models",
     "sweep": "state.sweep",

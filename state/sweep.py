@@ -58,6 +58,10 @@ def sweep(
     return begun
 
 
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread of tqdm's own
+
+
 @dataclass
 class _Done:
     """How far a sweep is."""
@@ -209,7 +213,7 @@ class Sweep:
         return self
 
     def __iter__(self) -> Iterator[Float[np.ndarray, "..."]]:
-        with tqdm(total=self.total, unit="site", desc=f"{self.grid.kind} over {self.grid.over}") as bar:
+        with _Bar(total=self.total, unit="site", desc=f"{self.grid.kind} over {self.grid.over}") as bar:
             over = False
             while not over:
                 with self._changed:

@@ -65,6 +65,27 @@ def random_lm(random_directory):
     return lm
 
 
+@pytest.fixture
+def odd_lm(random_directory):
+    """A model that does something between its blocks, which can't be seen from the blocks."""
+    lm = tp.load_model(str(random_directory("llama")))
+    inner = lm.bridge.original_model.model
+    forward, inside = inner.forward, []
+
+    def noted(*args, **kwargs):
+        inside.append(True)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            inside.pop()
+
+    inner.forward = noted
+    lm.stack.blocks[1].register_forward_pre_hook(
+        lambda block, given: (1.5 * given[0], *given[1:]) if inside else None
+    )
+    return tp.Model("odd", lm.bridge, lm.text.tokenizer, lm.spec)
+
+
 @pytest.fixture(autouse=True)
 def _no_grad_leaks():
     """Grad mode is a thread's own: the product must not depend on the caller's."""

@@ -160,27 +160,6 @@ def test_the_fingerprint_tells_models_apart_and_knows_its_like(random_directory,
     assert lm.worker.call(lm.fingerprint) != other.worker.call(other.fingerprint)
 
 
-@pytest.fixture
-def odd_lm(random_directory):
-    """A model that does something between its blocks, which can't be seen from the blocks."""
-    lm = tp.load_model(str(random_directory("llama")))
-    inner = lm.bridge.original_model.model
-    forward, inside = inner.forward, []
-
-    def noted(*args, **kwargs):
-        inside.append(True)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            inside.pop()
-
-    inner.forward = noted
-    lm.stack.blocks[1].register_forward_pre_hook(
-        lambda block, given: (1.5 * given[0], *given[1:]) if inside else None
-    )
-    return tp.Model("odd", lm.bridge, lm.text.tokenizer, lm.spec)
-
-
 def test_a_model_that_works_between_its_blocks_is_run_whole_and_right(odd_lm):
     assert not odd_lm.wiring.by_layer and not odd_lm.wiring.by_position
     assert odd_lm.health.level == "healthy"
