@@ -14,7 +14,7 @@ from transpector.state.errors import TextError
 from transpector.state.grid import Grid, Index
 from transpector.state.interventions import Ablate, Intervention, Patch
 from transpector.state.metric import Metric, Readout
-from transpector.state.past import KeysValues, earlier
+from transpector.state.past import KeysValues, caught, earlier
 from transpector.state.run import Run, forward
 from transpector.state.stack import Call
 from transpector.state.wiring import Address, Pass, is_below
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from transpector.state.models import Model
 
 # Tokens that are worth doing at once: more are no quicker, and others would wait longer for their turn.
-TOKENS = {"cpu": 1024, "cuda": 16_384}
-TOKENS_UNEMBEDDED = {"cpu": 128, "cuda": 4096}
+TOKENS = {"cpu": 2048, "cuda": 16_384}
+TOKENS_A_STEP = 64  # what it costs to do a layer at all, in tokens through it
+TOKENS_UNEMBEDDED = {"cpu": 256, "cuda": 4096}
 
 
 @dataclass
@@ -156,15 +157,19 @@ class Batch:
             entering[cell[1].site.layer].append(cell)
         order: list[Index] = []
         hidden = None
+        last, first = ground.n_layers - 1, self.first
         for layer in range(min(entering), ground.n_layers):
             if layer in entering:
                 hidden = self._enter(hooked, layer, hidden, [cell for _, cell in entering[layer]])
                 order += [index for index, _ in entering[layer]]
-            hidden = hooked.visit(layer, hidden, ground.calls(len(hidden), self.first)[layer])
+            if layer == last and len(self.positions) == 1 and self._is_plain(hooked, layer):
+                hidden, first = self._only_read(hidden), self.positions[0]
+            else:
+                hidden = hooked.visit(layer, hidden, ground.calls(len(hidden), self.first)[layer])
             yield len(hidden) * self.n_tokens
         del hooked
         terms = []
-        for some in ground.reading(hidden, self.positions, self.first):
+        for some in ground.reading(hidden, self.positions, first):
             terms.append(some)
             yield self._unembedding * len(some)
         unchanged = len(ground.readout.positions) - len(self.positions)
@@ -193,6 +198,24 @@ class Batch:
         fresh = run.activations[at][self.first :].expand(len(cells), -1, -1)
         return fresh if hidden is None else torch.cat([hidden, fresh])
 
+    def _is_plain(self, hooked: Pass, layer: int) -> bool:
+        """Whether a layer is done as it is, and for some positions only if one likes."""
+        ground = self.ground
+        written = any(writes and at[1] == layer for at, writes in hooked.writes.items())
+        return ground.model.wiring.by_position and not ground.run.interventions and not written
+
+    def _only_read(self, hidden: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row 1 d_model"]:
+        """The stream after the last layer at the one position that is read; of the others keys and values suffice."""
+        ground, rows, at = self.ground, len(hidden), self.positions[0]
+        last = ground.n_layers - 1
+        catching = earlier(ground.past, self.first, catching=True)
+        ids = ground.ids(self.first).expand(rows, -1)
+        all_of_it = ground.model.stack.open(ids, catching).calls[last]
+        by_layer = list(ground.past)
+        by_layer[last] = caught(lambda: all_of_it(hidden))
+        one = ground.model.stack.open(ids[:, at - self.first :][:, :1], earlier(by_layer, at)).calls[last]
+        return one(hidden[:, at - self.first :][:, :1])
+
     def _one_by_one(self) -> Iterator[float]:
         ground = self.ground
         before = ground.metric.of(ground.run)
@@ -213,9 +236,7 @@ def batches(ground: Ground, grid: Grid, indices: Sequence[Index]) -> list[Batch]
     through_z = grid.kind == "pattern" and wiring.pattern_through_z
     # What another position's keys and values would be is known only where nothing else is changed.
     if "pos" in grid.axes and wiring.by_position and not ground.run.interventions and not through_z:
-        by_first = defaultdict(list)
-        for cell in cells:
-            by_first[cell[1].site.position].append(cell)
+        by_first = _by_first(ground, cells)
     else:
         by_first = {0: cells}
     most = TOKENS[torch.device(ground.model.spec.device).type]
@@ -231,6 +252,27 @@ def batches(ground: Ground, grid: Grid, indices: Sequence[Index]) -> list[Batch]
         rows = max(1, min(most // tokens, ground.memory // need))
         together.sort(key=lambda cell: -cell[1].site.layer)
         found += [Batch(ground, together[at : at + rows], first) for at in range(0, len(together), rows)]
+    return found
+
+
+def _by_first(ground: Ground, cells: Sequence[tuple[Index, Intervention]]) -> dict[int, list]:
+    """Cells by the position from which their passes are done, which may be a little before that of their change.
+
+    To do a few positions more than need be is quicker than to do their layers once more with few rows.
+    """
+    by_position = defaultdict(list)
+    for cell in cells:
+        by_position[cell[1].site.position].append(cell)
+    last = max(ground.readout.positions)
+    found: dict[int, list] = {}
+    first = -1
+    for position, together in sorted(by_position.items()):
+        layers = sum(ground.n_layers - cell.site.layer for _, cell in together)
+        more = (position - first) * layers
+        # What comes after all that is read is not to be done at all.
+        if first < 0 or more > TOKENS_A_STEP * ground.n_layers or (first <= last < position):
+            first = position
+        found.setdefault(first, []).extend(together)
     return found
 
 

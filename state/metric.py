@@ -90,12 +90,14 @@ class Readout:
     sign: int = -1
 
     def terms(
-        self, logits: "Float[Tensor, '*batch read d_vocab']", positions: Sequence[int]
-    ) -> "Float[Tensor, '*batch read']":
+        self, logits: "Float[Tensor, 'read d_vocab']", positions: Sequence[int]
+    ) -> "Float[Tensor, ' read']":
         """The term of each of these positions, whose logits these are; float32."""
+        import torch
+
         where = dict(zip(self.positions, self.targets, strict=True))
-        target = logits.new_tensor([where[position] for position in positions]).long()
-        value = logits.gather(-1, target.expand(logits.shape[:-1])[..., None])[..., 0].float()
+        target = torch.tensor([where[position] for position in positions], device=logits.device)
         if self.against is not None:
-            return value - logits[..., self.against].float()
-        return self.sign * (value - logits.float().logsumexp(-1))
+            value = logits.gather(-1, target[:, None])[:, 0].float()
+            return value - logits[:, self.against].float()
+        return -self.sign * torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")

@@ -49,7 +49,7 @@ class Model:
         self.worker = Worker(name)
         weakref.finalize(self, self.worker.stop)
         self._weights = list(bridge.original_model.parameters())
-        self._versions: tuple[tuple[int, int], ...] = ()
+        self._versions: tuple[int, ...] = ()
         self._fingerprint = ""
         bridge.requires_grad_(False)
         _use_native_norms(bridge)
@@ -214,7 +214,7 @@ class Model:
 
         It is made anew when weights were changed in place, which makes the runs before that another model's.
         """
-        versions = tuple((weight.data_ptr(), weight._version) for weight in self._weights)
+        versions = tuple([weight._version for weight in self._weights])
         if versions != self._versions:
             identity = [self.name, self.spec.architecture, self.spec.n_params]
             # A sample would miss most changes in place; that there was one is known.

@@ -1,6 +1,6 @@
 """Past: the keys and values of a pass, for passes that differ from it only from some position on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,21 @@ class _Earlier(DynamicLayer):
         return _after(self.keys, key_states), _after(self.values, value_states)
 
 
+class _Caught(Exception):
+    """Ends a block once its keys and values are known."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values = keys, values
+
+
+class _Catching(_Earlier):
+    """Keys and values that are wanted themselves, and nothing that is made of them."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> KeysValues:
+        raise _Caught(*super().update(key_states, value_states))
+
+
 def _after(earlier: Tensor, now: Tensor) -> Tensor:
     return torch.cat([earlier.expand(len(now), -1, -1, -1), now], dim=-2)
 
@@ -37,8 +52,18 @@ def keys_values(filled: DynamicCache) -> tuple[KeysValues, ...]:
     return tuple((layer.keys, layer.values) for layer in filled.layers)
 
 
-def earlier(by_layer: Sequence[KeysValues], n_pos: int) -> DynamicCache:
-    """The first ``n_pos`` positions as a cache, for passes over what follows."""
+def earlier(by_layer: Sequence[KeysValues], n_pos: int, catching: bool = False) -> DynamicCache:
+    """The first ``n_pos`` positions as a cache, for passes over what follows, or to be ``caught`` with what follows."""
+    kind = _Catching if catching else _Earlier
     cache = DynamicCache()
-    cache.layers = [_Earlier(keys[..., :n_pos, :], values[..., :n_pos, :]) for keys, values in by_layer]
+    cache.layers = [kind(keys[..., :n_pos, :], values[..., :n_pos, :]) for keys, values in by_layer]
     return cache
+
+
+def caught(block: Callable[[], object]) -> KeysValues:
+    """The keys and values, row by row, of a block that is called with a catching cache; the rest of it is not done."""
+    try:
+        block()
+    except _Caught as end:
+        return end.keys, end.values
+    raise RuntimeError("The block did not ask its cache.")

@@ -333,9 +333,14 @@ class Session(param.Parameterized):
             failure = error
             self.inbox.post(lambda: stop.is_set() or self._unanswerable(failure, stop))
             return
-        self.inbox.post(lambda: stop.is_set() or self._publish(run, baseline, recalled, stop))
-        if run.interventions:
-            self._measure_effects(model, question, metric, interventions, stop)
+
+        def publish() -> None:
+            self._publish(run, baseline, recalled, stop)
+            # Not before the answer is shown: the worker would be busy again.
+            if run.interventions:
+                self._measure_effects(model, question, metric, interventions, stop)
+
+        self.inbox.post(lambda: stop.is_set() or publish())
 
     def _running(self, stop: threading.Event, what: str, fraction: float) -> None:
         if not stop.is_set() and self._answered is not stop:

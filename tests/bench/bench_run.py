@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -39,11 +40,13 @@ class Series:
         self.walls: list[float] = []
         self.cpus: list[float] = []  # of all threads of this process
 
-    def time(self, function: Callable[[], object]) -> None:
+    def time(self, function: Callable[[], Any]) -> Any:
+        """Call the function, note its time, and return what it gives."""
         wall, cpu = time.perf_counter(), time.process_time()
-        function()
+        given = function()
         self.walls.append(time.perf_counter() - wall)
         self.cpus.append(time.process_time() - cpu)
+        return given
 
     def ratio(self, unit: "Series") -> float:
         """The median over rounds of the ratio of wall times: what slows a whole round cancels out."""

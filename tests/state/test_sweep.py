@@ -12,7 +12,7 @@ import transpector as tp
 from random_models import KINDS as ARCHITECTURES
 from random_models import random_model
 from reference import forward
-from transpector.state.batch import batches
+from transpector.state.batch import TOKENS, batches
 from transpector.state.errors import Cancelled
 from transpector.state.grid import KINDS_OVER
 from transpector.state.health import Ability, Health
@@ -233,6 +233,12 @@ def test_on_smollm2_a_map_is_what_whole_passes_give(smollm2):
 
 
 @pytest.fixture
+def small_batches(monkeypatch):
+    """Even a small map in many steps."""
+    monkeypatch.setitem(TOKENS, "cpu", 32)
+
+
+@pytest.fixture
 def lm(random_lm):
     lm = random_lm("llama")
     yield lm
@@ -283,13 +289,13 @@ def test_a_site_of_the_map_can_be_kept_as_an_intervention(lm):
     assert sweep.array[1, 2] == pytest.approx(after - before, abs=TOLERANCE)
 
 
-def test_iterating_gives_what_is_known_so_far_and_draws_a_bar(lm, capsys):
+def test_iterating_gives_what_is_known_so_far_and_draws_a_bar(lm, capsys, small_batches):
     known = [int((~np.isnan(array)).sum()) for array in tp.sweep(session_on(lm), "heads_positions")]
     assert known == sorted(known) and known[-1] == 96 and len(set(known)) > 2
     assert "96/96" in capsys.readouterr().err
 
 
-def test_progress_and_remaining_time_add_up(lm):
+def test_progress_and_remaining_time_add_up(lm, small_batches):
     sweep = tp.sweep(session_on(lm), "heads_positions", "v")
     told = []
     sweep.watch(lambda: told.append((sweep.done, sweep.fraction, sweep.elapsed, sweep.remaining)))
@@ -492,7 +498,7 @@ def held(lm):
     return reached, go, lm.stack.blocks[1].attn.register_forward_pre_hook(hold)
 
 
-def test_cancelling_keeps_what_is_known_and_the_next_run_is_right(lm):
+def test_cancelling_keeps_what_is_known_and_the_next_run_is_right(lm, small_batches):
     sweep = tp.sweep(session_on(lm), "heads_positions")
     next(iter(sweep))
     sweep.cancel()
@@ -503,7 +509,7 @@ def test_cancelling_keeps_what_is_known_and_the_next_run_is_right(lm):
     assert sweep._walk is None
 
 
-def test_cancelling_in_the_middle_of_a_layer_answers_at_once_and_ends_there(lm):
+def test_cancelling_in_the_middle_of_a_layer_answers_at_once_and_ends_there(lm, small_batches):
     reached, go, hook = held(lm)
     sweep = tp.sweep(session_on(lm), "heads_positions", "v")
     assert reached.wait(WAIT)
@@ -532,7 +538,7 @@ def test_an_error_inside_a_hook_is_raised_and_leaves_nothing(lm, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["switch", "close"])
-def test_a_sweep_ends_with_its_session_or_its_model(lm, random_lm, how):
+def test_a_sweep_ends_with_its_session_or_its_model(lm, random_lm, how, small_batches):
     session = session_on(lm)
     session.wait()
     reached, go, hook = held(lm)
@@ -548,7 +554,7 @@ def test_a_sweep_ends_with_its_session_or_its_model(lm, random_lm, how):
     assert no_hooks(lm) and right(lm) and right(random_lm("gpt2"), "gpt2")
 
 
-def test_a_sweep_ends_with_the_worker(random_directory):
+def test_a_sweep_ends_with_the_worker(random_directory, small_batches):
     lm = tp.load_model(str(random_directory("llama")))
     session = session_on(lm)
     session.wait()
@@ -577,7 +583,7 @@ def test_a_click_does_not_wait_for_a_sweep(smollm2):
     assert no_hooks(smollm2)
 
 
-def test_two_sweeps_take_turns_and_are_both_right(lm):
+def test_two_sweeps_take_turns_and_are_both_right(lm, small_batches):
     session = session_on(lm)
     alone = tp.sweep(session, "heads_positions").result(WAIT).array
     both = [tp.sweep(session, "heads_positions"), tp.sweep(session, "heads_positions", "v")]
