@@ -26,6 +26,13 @@ MEAN_LOSS = tp.Metric()
 GRIDS = [(over, kind) for over, kinds in KINDS_OVER.items() for kind in kinds]
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_large_model(monkeypatch):
+    """Several batches, some of which begin in the middle of the text, two neighbours together."""
+    monkeypatch.setitem(TOKENS, "cpu", 100)
+    monkeypatch.setattr("transpector.state.batch.TOKENS_A_STEP", 8)
+
+
 @cache
 def plain(architecture):
     return random_model(architecture)
@@ -319,6 +326,9 @@ def test_less_memory_means_smaller_batches_and_the_same_map(lm, monkeypatch):
     need = planned[0][0].ground.bytes_a_row(N_POS)
     small = tp.sweep(session, memory=2 * need).result(WAIT)
     assert len(planned[0]) == 1 and len(planned[1]) == 6
+    positions = tp.sweep(session, "layers_positions").result(WAIT)
+    # What comes after the last position read is apart; two batches of the earliest five positions, 24 tokens a layer.
+    assert [batch.first for batch in planned[2]] == [7, 5, 0, 0] and positions.done == 24
     np.testing.assert_allclose(whole.array, small.array, atol=1e-5)
 
 
