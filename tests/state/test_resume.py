@@ -8,6 +8,7 @@ import torch
 
 import transpector as tp
 from random_models import KINDS
+from scaled import Scaled
 from transpector.state.interventions import Question
 from transpector.state.run import forward
 
@@ -76,6 +77,16 @@ def test_what_is_resumed_is_what_a_whole_pass_gives(lm):
         assert run.first_layer == first, interventions
         assert done[-1] == 2 and set(done) == set(range(first, 3)), interventions
         same(run, whole(lm, run.question))
+
+
+def test_what_the_stream_has_felt_is_not_done_to_it_again(lm):
+    answer(lm, Scaled("L1.resid_pre", 0.5))
+    run = answer(lm, Scaled("L1.resid_pre", 0.5), tp.Ablate("L1.mlp_out"))
+    assert run.first_layer == 1
+    same(run, whole(lm, run.question))
+    read = run.activation("L1.q")
+    lm.runs.clear()
+    assert (read == lm.run(run.question).activation("L1.q")).all()
 
 
 def test_without_a_run_that_allows_the_start_a_lower_one_is_taken(lm):

@@ -12,6 +12,7 @@ import transpector as tp
 from random_models import KINDS as ARCHITECTURES
 from random_models import random_model
 from reference import forward
+from scaled import Scaled
 from transpector.state.batch import TOKENS, batches
 from transpector.state.errors import Cancelled
 from transpector.state.grid import KINDS_OVER
@@ -206,6 +207,20 @@ def test_a_map_beside_interventions_starts_from_the_run_and_not_from_the_baselin
     )
     for change in changes(lm):
         agrees(tp.sweep(session, over, kind, change).result(WAIT), loop, 9)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_stands_is_done_once_to_every_pass(random_lm, architecture):
+    """Also to a pass that begins where the run has felt it already."""
+    lm = random_lm(architecture)
+    session = session_on(lm, interventions=[Scaled("L1.resid_pre", 0.5), Scaled("L2.resid_pre", 2.0)])
+    before = session.metric.of(session.wait().run)
+    sweep = tp.sweep(session).result(WAIT)
+    for index in ((0, 1), (1, 2), (2, 3)):
+        lm.runs.clear()
+        session.interventions = [*session.interventions[:2], sweep.intervention(index)]
+        after = session.metric.of(session.wait().run)
+        assert sweep.array[index] == pytest.approx(after - before, abs=TOLERANCE)
 
 
 def test_a_change_after_the_metric_s_position_changes_nothing(random_lm):
@@ -451,23 +466,6 @@ def test_estimates_are_right_for_small_changes(random_lm, architecture, over, ki
         slope = (shrunk(1 + step) - shrunk(1 - step)) / (2 * step)
         # From a to 0 the change is −a, and so is the estimate.
         assert sweep.array[index] == pytest.approx(-slope, abs=2e-3, rel=2e-2), site
-
-
-class Scaled(tp.Ablate):
-    """A site times a number."""
-
-    def __init__(self, site, by):
-        super().__init__(site)
-        object.__setattr__(self, "by", by)
-
-    def apply(self, whole, source):
-        return self._written(whole, whole[(..., *self.site.index)] * self.by)
-
-    def __eq__(self, other):
-        return isinstance(other, Scaled) and (self.site, self.by) == (other.site, other.by)
-
-    def __hash__(self):
-        return hash((self.site, self.by))
 
 
 def test_verifying_runs_the_largest_and_tells_how_far_to_trust_the_rest(lm):
