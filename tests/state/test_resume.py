@@ -129,6 +129,26 @@ def test_undo_and_redo_need_no_pass(lm):
     assert done == []
 
 
+def test_what_a_session_shows_stays_while_others_run(random_lm):
+    lm = random_lm("llama")
+    lm.runs.clear()
+    text, other = "The Eiffel Tower", "The Eiffel Tower is"
+    session = tp.Session(lm, text)
+    session.interventions = [tp.Patch("L1.mlp_out@0", source="L1.mlp_out@0", text=other)]
+    run = session.wait().run
+    shown = [run.question, session.baseline.question, Question(lm.tokenize(other), (), run.question.bos)]
+    limit, lm.runs.limit = lm.runs.limit, 1
+    try:
+        for last in range(5):
+            lm.run(Question((*IDS, last)))
+        assert all(lm.worker.call(lambda question=question: lm.recall(question)) for question in shown)
+        session.close()
+        lm.run(Question((*IDS, 6)))
+        assert not any(lm.worker.call(lambda question=question: lm.recall(question)) for question in shown)
+    finally:
+        lm.runs.limit = limit
+
+
 def test_what_was_not_kept_costs_its_layer_and_no_other(lm):
     run = answer(lm, tp.Ablate("L1H1.z"))
     with blocks_done(lm) as done:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -407,6 +408,15 @@ def test_a_model_that_can_t_be_walked_is_swept_one_whole_pass_at_a_time(odd_lm):
     assert sweep.array[1, 2] == pytest.approx(change, abs=1e-6)
     with pytest.raises(tp.InterventionError, match="can't be estimated"):
         tp.sweep(session, estimate=True).result(WAIT)
+
+
+def test_where_keys_and_values_can_t_be_taken_over_every_position_is_done(random_directory):
+    lm = tp.load_model(str(random_directory("llama")))
+    session = session_on(lm, tp.Metric("logit_diff", " city", " the"))
+    quick = tp.sweep(session, "heads_positions", "v", "mean").result(WAIT)
+    lm.wiring = replace(lm.wiring, by_position=False)
+    slow = tp.sweep(session, "heads_positions", "v", "mean").result(WAIT)
+    np.testing.assert_allclose(quick.array, slow.array, atol=1e-5)
 
 
 # Estimates
