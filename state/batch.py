@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from transpector.state.models import Model
 
 # Tokens that are worth doing at once: more are no quicker, and others would wait longer for their turn.
-TOKENS = {"cpu": 2048, "cuda": 16_384}
+TOKENS = {"cuda": 16_384, "other": 2048}
+TOKENS_UNEMBEDDED = {"cuda": 4096, "other": 256}
 TOKENS_A_STEP = 64  # what it costs to do a layer at all, in tokens through it
-TOKENS_UNEMBEDDED = {"cpu": 256, "cuda": 4096}
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Ground:
     @property
     def n_unembedded(self) -> int:
         """How many tokens are unembedded at once."""
-        return TOKENS_UNEMBEDDED[torch.device(self.model.spec.device).type]
+        return _on(self.model, TOKENS_UNEMBEDDED)
 
     def bytes_a_row(self, tokens: int) -> int:
         """An estimate of what one pass over so many tokens takes at most, beside the others."""
@@ -239,7 +239,7 @@ def batches(ground: Ground, grid: Grid, indices: Sequence[Index]) -> list[Batch]
         by_first = _by_first(ground, cells)
     else:
         by_first = {0: cells}
-    most = TOKENS[torch.device(ground.model.spec.device).type]
+    most = _on(ground.model, TOKENS)
     found = []
     for first, together in sorted(by_first.items(), reverse=True):
         tokens = ground.run.n_pos - first
@@ -253,6 +253,10 @@ def batches(ground: Ground, grid: Grid, indices: Sequence[Index]) -> list[Batch]
         together.sort(key=lambda cell: -cell[1].site.layer)
         found += [Batch(ground, together[at : at + rows], first) for at in range(0, len(together), rows)]
     return found
+
+
+def _on(model: "Model", by_device: Mapping[str, int]) -> int:
+    return by_device.get(torch.device(model.spec.device).type, by_device["other"])
 
 
 def _by_first(ground: Ground, cells: Sequence[tuple[Index, Intervention]]) -> dict[int, list]:

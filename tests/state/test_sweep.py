@@ -31,7 +31,7 @@ GRIDS = [(over, kind) for over, kinds in KINDS_OVER.items() for kind in kinds]
 @pytest.fixture(autouse=True)
 def _as_in_a_large_model(monkeypatch):
     """Several batches, some of which begin in the middle of the text, two neighbours together."""
-    monkeypatch.setitem(TOKENS, "cpu", 100)
+    monkeypatch.setitem(TOKENS, "other", 100)
     monkeypatch.setattr("transpector.state.batch.TOKENS_A_STEP", 8)
 
 
@@ -258,7 +258,7 @@ def test_on_smollm2_a_map_is_what_whole_passes_give(smollm2):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Even a small map in many steps."""
-    monkeypatch.setitem(TOKENS, "cpu", 32)
+    monkeypatch.setitem(TOKENS, "other", 32)
 
 
 @pytest.fixture
