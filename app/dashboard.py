@@ -12,6 +12,7 @@ from panel.util import edit_readonly
 from panel.viewable import Viewer
 
 from transpector.components import theme
+from transpector.components.causal_map import CausalMap
 from transpector.components.contact_sheet import AttentionSheet
 from transpector.components.guide import Guide
 from transpector.components.inspector import Inspector
@@ -36,6 +37,9 @@ class Dashboard(Viewer):
 
     session = param.ClassSelector(class_=Session, doc="The question and its answer.")
     dark = param.Boolean(default=False, doc="Whether the page is dark.")
+    tab = param.Selector(
+        default="Attention", objects=["Attention", "Causal map"], doc="Which tab of the middle is open."
+    )
 
     def __init__(self, session: Session, **params: Any):
         super().__init__(session=session, **params)
@@ -54,13 +58,41 @@ class Dashboard(Viewer):
         self.head = SelectedHead(session, dark=dark)
         self.loss = TokenLoss(session, dark=dark)
         self.next_tokens = NextTokens(session, dark=dark)
+        self.causal_map: CausalMap | None = None
+        """There once its tab has been opened: until then it would only keep the first page waiting."""
         self.inspector = Inspector(session, dark=dark)
         self.error = Notice(dark=dark, tone="error")
         self.note = Notice(dark=dark, tone="warning")
         self.guide = Guide(session, dark=dark)
         self._head_title, self._next_title = self._heading(""), self._heading("")
         session.param.watch(self._tell, ["error", "note", "run", "head", "position"])
+        self.tabs = pmui.TabMenu(
+            items=list(self.param.tab.objects), active=0, margin=0, sizing_mode="stretch_width", sx=_TABS
+        )
+        self.tabs.param.watch(
+            lambda event: self.param.update(tab=self.param.tab.objects[event.new]), "active"
+        )
+        self._contents = {
+            "Attention": self._attention(),
+            "Causal map": pn.Column(sizing_mode="stretch_width"),
+        }
+        self._open()
         self._tell()
+
+    @param.depends("tab", watch=True)
+    def _open(self) -> None:
+        """Show one tab; what is in another waits, so as not to slow this one down."""
+        is_attention = self.tab == "Attention"
+        for pane in (self.sheet, self.head, self.loss, self.next_tokens):
+            pane.in_view = is_attention
+        if self.causal_map is not None:
+            self.causal_map.in_view = not is_attention
+        elif not is_attention:
+            self.causal_map = CausalMap(self.session, dark=self.param.dark)
+            self._contents["Causal map"].append(self.causal_map)
+        for name, content in self._contents.items():
+            content.visible = name == self.tab
+        self.tabs.active = self.param.tab.objects.index(self.tab)
 
     def _heading(self, text: str, hint: str = "") -> Notice:
         return Notice(text=text, hint=hint, tone="heading", dark=self.param.dark)
@@ -89,35 +121,39 @@ class Dashboard(Viewer):
             )
         ]
 
-    def _middle(self) -> list[Any]:
+    def _attention(self) -> pn.Row:
         def column(share: int, *panes: Any) -> pn.Column:
             styles = {"flex": f"{share} 1 0", "min-width": "0", "gap": f"{theme.UNIT}px"}
             return pn.Column(*panes, sizing_mode="stretch_width", styles=styles)
 
+        return pn.Row(
+            column(
+                3,
+                self._heading("Attention of every head", "Click a head, or use the arrow keys"),
+                self.sheet,
+                self._heading("Loss per token", "The line is now, grey the baseline"),
+                pn.Column(self.loss, height=208, sizing_mode="stretch_width"),
+            ),
+            column(
+                2,
+                self._head_title,
+                pn.Column(self.head, height=360, sizing_mode="stretch_width"),
+                self._next_title,
+                self.next_tokens,
+            ),
+            sizing_mode="stretch_width",
+            styles={"gap": f"{3 * theme.UNIT}px"},
+        )
+
+    def _middle(self) -> list[Any]:
         return [
             pn.Column(
                 self.error,
                 self.note,
                 self.guide,
                 self.strip,
-                pn.Row(
-                    column(
-                        3,
-                        self._heading("Attention of every head", "Click a head, or use the arrow keys"),
-                        self.sheet,
-                        self._heading("Loss per token", "The line is now, grey the baseline"),
-                        pn.Column(self.loss, height=208, sizing_mode="stretch_width"),
-                    ),
-                    column(
-                        2,
-                        self._head_title,
-                        pn.Column(self.head, height=360, sizing_mode="stretch_width"),
-                        self._next_title,
-                        self.next_tokens,
-                    ),
-                    sizing_mode="stretch_width",
-                    styles={"gap": f"{3 * theme.UNIT}px"},
-                ),
+                self.tabs,
+                *self._contents.values(),
                 sizing_mode="stretch_width",
                 margin=(theme.UNIT, 2 * theme.UNIT),
                 styles={"gap": f"{2 * theme.UNIT}px"},
@@ -164,6 +200,20 @@ class Dashboard(Viewer):
             sizing_mode="stretch_width",
             styles={"background": theme.ground(self.dark).paper},
         )
+
+
+# As quiet as the rest of the page.
+_TABS = {
+    "minHeight": 32,
+    "boxShadow": "inset 0 -1px 0 var(--mui-palette-divider, rgba(128, 128, 128, .25))",
+    "& .MuiTab-root": {
+        "minHeight": 32,
+        "minWidth": 0,
+        "padding": "4px 12px",
+        "textTransform": "none",
+        "fontSize": 13,
+    },
+}
 
 
 def scheduler() -> Callable[[Callable[[], None]], None] | None:

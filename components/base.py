@@ -22,13 +22,18 @@ class Pane(Viewer):
 
     session = param.ClassSelector(class_=Session, doc="The question and its answer.")
     dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
+    in_view = param.Boolean(
+        default=True, allow_refs=True, doc="Whether its tab is open; until then what is new can wait."
+    )
 
     reads: ClassVar[tuple[str, ...]] = ("run",)
 
     def __init__(self, session: Session, **params: Any):
         super().__init__(session=session, **params)
         self._asked = 0
+        self._waits = False
         self._watcher = session.param.watch(lambda *events: self.refresh(), list(self.reads))
+        self.param.watch(lambda event: self._waits and self.refresh(), "in_view")
 
     def measure(self, **read: Any) -> Any:
         """Numbers for ``show`` from the parameters in ``reads``; on the model's worker."""
@@ -41,7 +46,8 @@ class Pane(Viewer):
     def refresh(self) -> None:
         """Measure and show anew, once there is a run."""
         run = self.session.run
-        if run is None:
+        self._waits = not self.in_view
+        if run is None or self._waits:
             return
         self._asked += 1
         asked = self._asked
@@ -80,6 +86,13 @@ def visible(pieces: tuple[str, ...] | list[str]) -> list[str]:
         "".join(_VISIBLE.get(c, c) if c.isprintable() or c in _VISIBLE else f"‹{ord(c):02X}›" for c in p)
         for p in pieces
     ]
+
+
+def clip(text: str, length: int = 10) -> str:
+    """A text for an axis or a title of a figure: not too long, and never typeset."""
+    clipped = text if len(text) <= length else text[: length - 1] + "…"
+    # Bokeh would typeset $$…$$ and the like; a text is only a text.
+    return clipped.replace("$", "$\u200b").replace("\\", "\\\u200b")
 
 
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}

@@ -8,7 +8,7 @@ from bokeh.models import ColumnDataSource, CustomJSHover, FixedTicker, HoverTool
 from bokeh.plotting import figure
 
 from transpector.components import theme
-from transpector.components.base import Pane, visible
+from transpector.components.base import Pane, clip, visible
 
 MAX_KEYS, MAX_QUERIES = 16, 24  # labels; more would overlap
 
@@ -71,7 +71,7 @@ class SelectedHead(Pane):
         for axis, most in ((self.figure.xaxis[0], MAX_KEYS), (self.figure.yaxis[0], MAX_QUERIES)):
             ticks = [at + 0.5 for at in range(0, n, -(-n // most))]
             axis.ticker = FixedTicker(ticks=ticks)
-            axis.major_label_overrides = {at: _clip(pieces[int(at)]) for at in ticks}
+            axis.major_label_overrides = {at: clip(pieces[int(at)]) for at in ticks}
         self.figure.x_range.end = n
         self.figure.y_range.start = n
 
@@ -81,9 +81,3 @@ class SelectedHead(Pane):
 
     def __panel__(self) -> Any:
         return self._pane
-
-
-def _clip(piece: str, length: int = 10) -> str:
-    clipped = piece if len(piece) <= length else piece[: length - 1] + "…"
-    # Bokeh would typeset $$…$$ and the like; a text is only a text.
-    return clipped.replace("$", "$\u200b").replace("\\", "\\\u200b")

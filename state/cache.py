@@ -38,8 +38,8 @@ class RunCache:
         return run
 
     def on_tokens_of(self, fingerprint: str, question: "Question") -> "Iterator[Run]":
-        """Runs on the same tokens, whatever their interventions."""
-        for (weights, other), run in self._runs.items():
+        """Runs on the same tokens, whatever their interventions, the latest used first."""
+        for (weights, other), run in reversed(self._runs.items()):
             if weights == fingerprint and (other.token_ids, other.bos) == (question.token_ids, question.bos):
                 yield run
 

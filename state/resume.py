@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from transpector.state.interventions import Intervention, Question
@@ -11,6 +12,8 @@ from transpector.state.wiring import Address
 
 if TYPE_CHECKING:
     from transpector.state.run import Run
+
+N_COMPARED = 16
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,16 @@ def best_start(runs: Iterable["Run"], question: Question, needed: Iterable[Addre
 
     ``needed`` is what the pass must have of the layers that it leaves out.
     """
-    needed = set(needed)
-    starts = [Start(run, _first_layer(run, question, needed)) for run in runs]
+    needed, wanted = set(needed), _by_address(question)
+    # Among the newest are the baseline and what was just changed; to compare hundreds would cost what it saves.
+    starts = [Start(run, _first_layer(run, wanted, needed)) for run in islice(runs, N_COMPARED)]
     best = max(starts, key=lambda start: start.layer, default=None)
     return best if best is not None and best.layer > 0 else None
 
 
-def _first_layer(run: "Run", question: Question, needed: set[Address]) -> int:
+def _first_layer(run: "Run", wanted: "dict[Address, list[Intervention]]", needed: set[Address]) -> int:
     """The lowest layer that may differ from the run's, or that the run does not know enough of."""
-    wanted, given = _by_address(question), _by_address(run.question)
+    given = _by_address(run.question)
     differ = {at for at in wanted.keys() | given.keys() if wanted.get(at) != given.get(at)}
     differ |= {at for at in needed if at not in run.activations}
     first = min((-1 if layer is None else layer for _, layer in differ), default=run.model.spec.n_layers - 1)
