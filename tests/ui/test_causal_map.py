@@ -69,6 +69,7 @@ def cell(desk, row, column):
 
 
 def click_cell(desk, row, column):
+    expect(desk.page.locator(".MuiModal-backdrop:visible")).to_have_count(0)  # a closing menu takes the click
     x, y = cell(desk, row, column)
     desk.page.mouse.click(x, y)
 
