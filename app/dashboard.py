@@ -94,6 +94,12 @@ class Dashboard(Viewer):
             content.visible = name == self.tab
         self.tabs.active = self.param.tab.objects.index(self.tab)
 
+    def close(self) -> None:
+        """Let go of the model, for good."""
+        if self.causal_map is not None:
+            self.causal_map.close()
+        self.session.close()
+
     def _heading(self, text: str, hint: str = "") -> Notice:
         return Notice(text=text, hint=hint, tone="heading", dark=self.param.dark)
 

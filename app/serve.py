@@ -20,7 +20,7 @@ def open_page(model: str = "") -> Any:
     dashboard = Dashboard(session)
     name = model or os.environ.get("TRANSPECTOR_MODEL", "builtin")
     pn.state.onload(lambda: session.load(name))
-    pn.state.on_session_destroyed(lambda context: session.close())
+    pn.state.on_session_destroyed(lambda context: dashboard.close())
     return dashboard.page()
 
 

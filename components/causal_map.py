@@ -52,6 +52,7 @@ class CausalMap(Viewer):
         self._chosen: Index | None = None
         self._is_picked = False  # by a click here; else the selected head is chosen
         self._listed: list[Index] = []
+        self._place: np.ndarray | None = None  # the position shown of each head, where there are three axes
         self._told, self._posted = 0.0, False
         self.form = SweepForm(session, self._attend, dark=self.param.dark)
         self._make_controls()
@@ -75,6 +76,7 @@ class CausalMap(Viewer):
             self.session.param.unwatch(watcher)
         if self.sweep is not None:
             self.sweep.cancel()
+        self.sweep = self.view = None  # and with them the model
 
     def _make_controls(self) -> None:
         self.at = select("Position", (LARGEST, SELECTED), 184, "Which position of each head the map shows")

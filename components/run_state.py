@@ -79,7 +79,7 @@ _MEMORY = (
 def _said(run: Any, recalled: bool) -> str:
     """How the newest answer was found, and what it is about."""
     last = run.model.spec.n_layers - 1
-    done = "no layer, known from before" if recalled else f"layers {run.first_layer}–{last}, {run.ms:,.0f} ms"
+    done = "known already" if recalled else f"layers {run.first_layer}–{last}, {run.ms:,.0f} ms"
     n_changes = len(run.interventions)
     changes = f" · {n_changes} intervention{'s' * (n_changes != 1)}" if n_changes else ""
     return f"{done} · {run.n_pos:,} tokens{changes}"

@@ -20,7 +20,8 @@ OTHER = "A dog ran to the door and the dog barked."
 @pytest.fixture
 def map_desk(desk):
     """The dashboard with the causal map open."""
-    return opened(desk)
+    yield opened(desk)
+    desk.settle()  # a page that closes while it is written to is an error in the log
 
 
 def opened(desk):
