@@ -52,7 +52,7 @@ def first_sight(page: Page, address: str) -> None:
 
 def settle(page: Page) -> None:
     """Wait until nothing runs and the pictures stand still."""
-    page.locator(".says", has_text="run:").wait_for(timeout=PATIENCE)
+    page.locator(".says", has_text=" tokens").wait_for(timeout=PATIENCE)
     page.wait_for_timeout(3000)
 
 
@@ -60,6 +60,18 @@ def light(page: Page, address: str) -> None:
     """SmolLM2 as it opens."""
     first_sight(page, address)
     page.screenshot(path=DOCS / "smollm2-light.png")
+
+
+def causal_map(page: Page, address: str) -> None:
+    """SmolLM2, every head set to zero in turn, the head that matters most selected."""
+    first_sight(page, address)
+    page.get_by_role("tab", name="Causal map").click()
+    page.get_by_role("button", name="Exact: a run for each site").click()
+    page.get_by_text("270 sites in").wait_for(timeout=PATIENCE)
+    page.get_by_role("button", name="L1H4.z").click()
+    page.mouse.move(720, 880)
+    settle(page)
+    page.screenshot(path=DOCS / "causal-map.png")
 
 
 def dark(page: Page, address: str) -> None:
@@ -79,11 +91,11 @@ def dark(page: Page, address: str) -> None:
 
 
 def main() -> None:
-    """Take both."""
+    """Take them all."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        for model, take in ((SMOLLM2, light), ("builtin", dark)):
+        for model, take in ((SMOLLM2, light), (SMOLLM2, causal_map), ("builtin", dark)):
             with server(model) as address:
                 take(browser.new_page(viewport={"width": 1440, "height": 900}), address)
         browser.close()
