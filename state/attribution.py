@@ -11,7 +11,7 @@ from transpector.state.batch import Ground
 from transpector.state.errors import InterventionError
 from transpector.state.grid import Grid
 from transpector.state.sites import Site
-from transpector.state.wiring import Address, Pass, is_below
+from transpector.state.wiring import LAST_RESID, Address, Pass, is_below
 
 
 def attribution(ground: Ground, grid: Grid) -> "Iterator[Float[np.ndarray, '...']]":
@@ -44,7 +44,7 @@ def attribution(ground: Ground, grid: Grid) -> "Iterator[Float[np.ndarray, '...'
 
 def _of_the_metric(ground: Ground) -> Float[Tensor, "1 pos d_model"]:
     """The metric's gradient with respect to the last residual stream."""
-    last = ground.run.activations["resid_post", None]
+    last = ground.run.activations[LAST_RESID]
     gradient = torch.zeros_like(last)
     positions = ground.readout.positions
     for at in range(0, len(positions), ground.n_unembedded):

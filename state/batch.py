@@ -17,7 +17,7 @@ from transpector.state.metric import Metric, Readout
 from transpector.state.past import KeysValues, caught, earlier
 from transpector.state.run import Run, forward
 from transpector.state.stack import Call
-from transpector.state.wiring import Address, Pass, is_below
+from transpector.state.wiring import LAST_RESID, Address, Pass, is_below
 
 if TYPE_CHECKING:
     from transpector.state.models import Model
@@ -51,7 +51,7 @@ class Ground:
     @cached_property
     def terms(self) -> Float[Tensor, " read"]:
         """The readout's terms of the run."""
-        return self.read(self.run.activations["resid_post", None][None], self.readout.positions, 0)[0]
+        return self.read(self.run.activations[LAST_RESID][None], self.readout.positions, 0)[0]
 
     @cached_property
     def past(self) -> tuple[KeysValues, ...]:
@@ -105,7 +105,7 @@ class Ground:
     def bytes_a_row(self, tokens: int) -> int:
         """An estimate of what one pass over so many tokens takes at most, beside the others."""
         spec = self.model.spec
-        itemsize = self.run.logits.element_size()
+        itemsize = self.run.activations[LAST_RESID].element_size()
         widest = 12 * spec.d_model + 4 * spec.d_mlp + len(self.read_here) * spec.d_model
         return itemsize * tokens * (widest + 4 * spec.n_heads * self.run.n_pos)
 

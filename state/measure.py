@@ -105,7 +105,7 @@ def next_tokens(
 def head_result(run: "Run", layer: int, head: int) -> Float[Tensor, "pos d_model"]:
     """What a head writes: z @ W_O, before the layer's output bias and, where there is one, its post norm."""
     w_o = run.model.bridge.blocks[layer].attn.W_O[head]  # [d_head, d_model]
-    return (run.tensor(("z", layer))[:, head] @ w_o.to(run.logits.device)).float()
+    return (run.tensor(("z", layer))[:, head] @ w_o).float()
 
 
 def result_norm(run: "Run", layer: int, head: int) -> Float[np.ndarray, " pos"]:

@@ -21,7 +21,7 @@ from transpector.state.run import Run, completed, forward
 from transpector.state.spec import ModelSpec, describe_config
 from transpector.state.stack import Stack
 from transpector.state.tokens import Tokens
-from transpector.state.wiring import Address
+from transpector.state.wiring import LAST_RESID, Address
 from transpector.state.worker import Worker
 
 if TYPE_CHECKING:
@@ -159,6 +159,17 @@ class Model:
         """Let go of what an owner holds; from any thread."""
         if not self.worker.stopped:
             self.worker.submit(lambda: self.runs.pin(owner, ()))
+
+    def unembed(self, run: Run) -> torch.Tensor:
+        """The logits of a run, [pos, d_vocab]; waits for the worker."""
+
+        def job() -> torch.Tensor:
+            known = vars(run).get("_logits")  # another thread may have asked meanwhile
+            if known is None:
+                known = vars(run)["_logits"] = self.stack.close(run.activations[LAST_RESID][None])[0]
+            return known
+
+        return self.worker.call(job)
 
     def complete(self, run: Run, wanted: Iterable[Address]) -> Run:
         """A run with more activations kept: only their layers are done again. Waits for the worker."""

@@ -15,7 +15,7 @@ from transpector.state.errors import SiteError
 from transpector.state.interventions import Intervention, Question
 from transpector.state.resume import Start
 from transpector.state.sites import Site
-from transpector.state.wiring import Address, Pass, addresses, is_below
+from transpector.state.wiring import LAST_RESID, Address, Pass, addresses, is_below
 
 if TYPE_CHECKING:
     from transpector.state.models import Model
@@ -30,14 +30,13 @@ ROWS_OF_LOSS = 16
 class Run:
     """One forward pass: its question, logits and stored activations. A value: nothing in it changes.
 
-    ``logits`` is [pos, d_vocab]; ``activations`` are by (kind, layer), axes as in ``sites.AXES``, in the model's
+    ``activations`` are by (kind, layer), axes as in ``sites.AXES``, in the model's
     dtype on its device. ``ms`` is the time of the pass, which began at ``first_layer``: what is below is shared with
     the run that it was resumed from. ``notes`` say what the user should know about it.
     """
 
     model: "Model"
     question: Question
-    logits: Float[Tensor, "pos d_vocab"] = field(repr=False)
     activations: Mapping[Address, Tensor] = field(repr=False)
     ms: float
     notes: tuple[str, ...] = ()
@@ -58,18 +57,34 @@ class Run:
         """Number of tokens."""
         return len(self.question.token_ids)
 
+    # Neither is a cached_property: Python 3.11's holds a lock while it waits here for the worker, which asks for it too.
+    @property
+    def logits(self) -> Float[Tensor, "pos d_vocab"]:
+        """Logits at every position, made from the last residual stream when they are first asked for, and kept."""
+        known = vars(self).get("_logits")
+        return self.model.unembed(self) if known is None else known
+
     @cached_property
     def tokens(self) -> tuple[str, ...]:
         """The text's tokens as strings; bytes that are no text on their own as ‹E2 80›."""
         return self.model.pieces(self.question.token_ids)
 
-    @cached_property
+    @property
     def loss(self) -> Float[np.ndarray, " pos-1"]:
         """Cross-entropy in nats of each token given those before it; float32."""
-        targets = torch.tensor(self.question.token_ids[1:], dtype=torch.long, device=self.logits.device)
+        known = vars(self).get("_loss")
+        if known is None:
+            known = vars(self)["_loss"] = self._summed_loss()
+        return known
+
+    def _summed_loss(self) -> Float[np.ndarray, " pos-1"]:
+        logits = self.logits
+        targets = torch.tensor(self.question.token_ids[1:], dtype=torch.long, device=logits.device)
         # A few rows at a time: memory for all of them at once costs more than the sums do.
-        some = zip(self.logits[:-1].split(ROWS_OF_LOSS), targets.split(ROWS_OF_LOSS), strict=True)
-        losses = [torch.nn.functional.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in some]
+        some = zip(logits[:-1].split(ROWS_OF_LOSS), targets.split(ROWS_OF_LOSS), strict=True)
+        losses = [
+            torch.nn.functional.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in some
+        ]
         return torch.cat(losses).cpu().numpy() if losses else np.zeros(0, np.float32)
 
     def log_probs(self, position: int) -> Float[Tensor, " d_vocab"]:
@@ -108,9 +123,11 @@ class Run:
         return self.model.complete(self, [address]).activations[address]
 
     def storages(self) -> dict[int, int]:
-        """Bytes of each distinct storage that this run holds on to, by address."""
-        storages = (t.untyped_storage() for t in (self.logits, *self.activations.values()))
-        return {storage.data_ptr(): storage.nbytes() for storage in storages}
+        """Bytes of each distinct storage that this run holds on to, by address; its logits by its own."""
+        storages = (t.untyped_storage() for t in self.activations.values())
+        last = self.activations[LAST_RESID]
+        logits = {id(self): self.n_pos * self.model.spec.d_vocab * last.element_size()}
+        return logits | {storage.data_ptr(): storage.nbytes() for storage in storages}
 
     def nbytes(self) -> int:
         """Bytes of distinct storage that this run holds on to."""
@@ -142,7 +159,7 @@ def forward(
     """
     began = time.perf_counter()
     wanted = {a for a in addresses(model.spec.n_layers, KEPT_KINDS) if model.health.can_read(a[0])}
-    wanted |= model.health.extras | set(keep)
+    wanted |= model.health.extras | {LAST_RESID} | set(keep)
     interventions, entry, known = list(question.interventions), None, {}
     if start is not None:
         known = {a: whole for a, whole in start.run.activations.items() if is_below(a, start.layer)}
@@ -152,12 +169,16 @@ def forward(
     # What is read in this same run may lie in the layers that are left out.
     hooked.kept.update((address, whole[None]) for address, whole in known.items())
     ids = torch.tensor([question.token_ids], device=model.spec.device)
+    logits = None
     with torch.no_grad():
-        logits = hooked.run(ids, entry)
+        if model.wiring.by_layer:
+            hooked.walk(ids, entry)
+        else:
+            logits = hooked.run(ids)[0]
     activations = known | {a: whole[0] for a, whole in hooked.kept.items() if a not in known}
     ms = (time.perf_counter() - began) * 1e3
     first = 0 if start is None else start.layer
-    return Run(model, question, logits[0], activations, ms, tuple(notes), first)
+    return _with_logits(Run(model, question, activations, ms, tuple(notes), first), logits)
 
 
 def completed(run: Run, wanted: Iterable[Address], sources: Mapping[Intervention, Tensor]) -> Run:
@@ -174,4 +195,10 @@ def completed(run: Run, wanted: Iterable[Address], sources: Mapping[Intervention
             hooked.writes.pop(("resid_pre", layer), None)
             hooked.visit(layer, run.activations["resid_pre", layer][None], calls[layer])
     more = {address: hooked.kept[address][0] for address in wanted}
-    return replace(run, activations={**run.activations, **more})
+    return _with_logits(replace(run, activations={**run.activations, **more}), vars(run).get("_logits"))
+
+
+def _with_logits(run: Run, logits: Tensor | None) -> Run:
+    if logits is not None:
+        vars(run)["_logits"] = logits  # as if they had been asked for
+    return run

@@ -325,7 +325,6 @@ class Session(param.Parameterized):
             question = replace(before, interventions=interventions)
             recalled = model.recall(question) is not None
             run = model.answer(question, cancelled=stop.is_set, progress=progress)
-            run.loss  # noqa: B018 - computed here, not on the thread that shows it
             model.hold(self, before, question)
         except Cancelled:
             return
@@ -341,6 +340,9 @@ class Session(param.Parameterized):
                 self._measure_effects(model, question, metric, interventions, stop)
 
         self.inbox.post(lambda: stop.is_set() or publish())
+        for shown in (baseline, run):
+            if not stop.is_set():
+                shown.loss  # noqa: B018 - asked for next, and not to be computed where it is shown
 
     def _running(self, stop: threading.Event, what: str, fraction: float) -> None:
         if not stop.is_set() and self._answered is not stop:

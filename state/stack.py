@@ -110,6 +110,10 @@ class Stack:
             ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.bridge.cfg.device)
             return self.bridge(ids, return_type="logits", use_cache=False)
 
+    def norm(self, hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the unembedding reads of the residual stream after the last block."""
+        return self.bridge.ln_final(hidden)
+
     def through(
         self, token_ids: Int[Tensor, "batch pos"], visit: Visit
     ) -> Float[Tensor, "batch pos d_vocab"]:

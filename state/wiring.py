@@ -61,7 +61,7 @@ class _Learned(Exception):
 class Pass:
     """One hooked forward pass: what is kept of it and what is written into it.
 
-    It is walked block by block: ``open``, ``visit`` for each layer, ``close``; ``run`` does all of it.
+    It is walked block by block: ``open``, then ``visit`` for each layer; ``walk`` and ``run`` do all of it.
     """
 
     def __init__(
@@ -99,11 +99,20 @@ class Pass:
         if not self.wiring.by_layer:
             with self.stack.hooked([*self._embed_hook(), *self._scale_hook()]):
                 return self.stack.through(token_ids, self.visit)
+        return self.stack.close(self.walk(token_ids, start))
+
+    def walk(
+        self, token_ids: Int[Tensor, "batch pos"], start: tuple[int, Tensor] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The same as far as the residual stream after the last block."""
         hidden, calls = self.open(token_ids)
         first, hidden = start or (0, hidden)
         for layer in range(first, len(calls)):
             hidden = self.visit(layer, hidden, calls[layer])
-        return self.close(hidden)
+        if FINAL_SCALE in self._keep:
+            with self.stack.hooked(self._scale_hook()):
+                self.stack.norm(hidden)
+        return hidden
 
     def open(self, token_ids: Int[Tensor, "batch pos"]) -> tuple[Tensor, tuple[Call, ...]]:
         """The residual stream before the first block, and the blocks ready to be called."""
@@ -124,11 +133,6 @@ class Pass:
         if layer + 1 == self.wiring.n_layers and LAST_RESID in self._keep:
             self.kept[LAST_RESID] = hidden
         return hidden
-
-    def close(self, hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of the residual stream after the last block."""
-        with self.stack.hooked(self._scale_hook()):
-            return self.stack.close(hidden)
 
     def _embed_hook(self) -> list[tuple[str, Hook]]:
         at = ("embed", None)
