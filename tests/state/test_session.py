@@ -113,7 +113,8 @@ def effects_of(session, n):
 
 def no_hooks(lm):
     points = lm.bridge.hook_dict.values()
-    lm.worker.submit(lambda: None, priority=9).result(WAIT)  # after an answer the worker goes on to its effects
+    # After an answer the worker goes on to its effects.
+    lm.worker.submit(lambda: None, priority=9).result(WAIT)
     return not any(point.fwd_hooks or point.bwd_hooks or point._forward_hooks for point in points)
 
 
