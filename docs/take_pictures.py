@@ -69,7 +69,7 @@ def causal_map(page: Page, address: str) -> None:
     page.get_by_role("button", name="Exact: a run for each site").click()
     page.get_by_text("270 sites in").wait_for(timeout=PATIENCE)
     page.get_by_role("button", name="L1H4.z").click()
-    page.mouse.move(720, 880)
+    page.mouse.move(1080, 880)
     settle(page)
     page.screenshot(path=DOCS / "causal-map.png")
 
