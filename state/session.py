@@ -325,6 +325,9 @@ class Session(param.Parameterized):
             question = replace(before, interventions=interventions)
             recalled = model.recall(question) is not None
             run = model.answer(question, cancelled=stop.is_set, progress=progress)
+            # Before it is out: whoever waits for it may then use the model himself.
+            for shown in (baseline, run):
+                shown.loss  # noqa: B018 - with the logits, and not computed where it is shown
             model.hold(self, before, question)
         except Cancelled:
             return
@@ -340,9 +343,6 @@ class Session(param.Parameterized):
                 self._measure_effects(model, question, metric, interventions, stop)
 
         self.inbox.post(lambda: stop.is_set() or publish())
-        for shown in (baseline, run):
-            if not stop.is_set():
-                shown.loss  # noqa: B018 - asked for next, and not to be computed where it is shown
 
     def _running(self, stop: threading.Event, what: str, fraction: float) -> None:
         if not stop.is_set() and self._answered is not stop:
