@@ -124,7 +124,6 @@ class Stack:
 
             def visited(*args: Any, **kwargs: Any) -> Any:
                 stream = args[0] if args else kwargs["hidden_states"]
-
                 call = _call(forward, args[1:] if args else None, kwargs)
                 return self._returned(layer, visit(layer, stream, call))
 
@@ -151,14 +150,17 @@ class Stack:
     @contextmanager
     def _replaced(self, forward: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
         replacements = [forward(layer) for layer in range(len(self))]
+        before = [vars(block).get("forward") for block in self.blocks]  # somebody may have set one too
         try:
             # Set past the bridge's own __setattr__, which would hand it on to the module that it wraps.
             for block, replacement in zip(self.blocks, replacements, strict=True):
                 object.__setattr__(block, "forward", replacement)
             yield
         finally:
-            for block in self.blocks:
+            for block, earlier in zip(self.blocks, before, strict=True):
                 vars(block).pop("forward", None)
+                if earlier is not None:
+                    object.__setattr__(block, "forward", earlier)
 
 
 def _call(block: Callable[..., Any], rest: tuple | None, kwargs: dict[str, Any]) -> Call:

@@ -80,6 +80,19 @@ def test_nothing_is_left_on_the_blocks_whatever_happens(lm, on_worker):
     assert not any(point.has_hooks(including_permanent=False) for point in lm.bridge.hook_dict.values())
 
 
+def test_a_forward_that_somebody_set_on_a_block_stays(random_lm):
+    lm = random_lm("gpt2")
+    block, plain = lm.stack.blocks[1], lm.worker.call(lambda: lm.bridge(IDS))
+    forward, called = block.forward, []
+    own = lambda *args, **kwargs: called.append(1) or forward(*args, **kwargs)  # noqa: E731
+    object.__setattr__(block, "forward", own)
+    try:
+        given = lm.worker.call(lambda: lm.stack.close(walked(lm.stack, lm.stack.open(IDS))))
+        assert torch.equal(given, plain) and called == [1] and vars(block)["forward"] is own
+    finally:
+        object.__delattr__(block, "forward")
+
+
 def test_hooks_of_others_stay_when_ours_are_removed(random_lm):
     lm = random_lm("gpt2")
     seen = []
