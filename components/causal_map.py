@@ -153,9 +153,7 @@ class CausalMap(Viewer):
     # What comes in
 
     def _verify(self, event: Any) -> None:
-        begun = self.view.estimated.verify(self.n_verified.value)
-        self.session.sweeps.add(begun)  # to end with the session, as the estimate does
-        self._attend(begun)
+        self._attend(self.view.estimated.verify(self.n_verified.value))
 
     def _attend(self, sweep: Any) -> None:
         if self.sweep is not None:

@@ -51,7 +51,7 @@ class RunCache:
             self.nbytes += size if not self._holders[storage] else 0
             self._holders[storage] += 1
         pinned = frozenset().union(*self._pins.values())
-        for key in [key for key in self._runs if key[1] not in pinned][:]:
+        for key in [key for key in self._runs if key[1] not in pinned]:
             if self.nbytes <= self.limit:
                 break
             if key[1] != run.question:

@@ -30,9 +30,9 @@ ROWS_OF_LOSS = 16
 class Run:
     """One forward pass: its question, logits and stored activations. A value: nothing in it changes.
 
-    ``activations`` are by (kind, layer), axes as in ``sites.AXES``, in the model's
-    dtype on its device. ``ms`` is the time of the pass, which began at ``first_layer``: what is below is shared with
-    the run that it was resumed from. ``notes`` say what the user should know about it.
+    ``activations`` are by (kind, layer), axes as in ``sites.AXES``, in the model's dtype on its device. ``ms`` is the
+    time of the pass, which began at ``first_layer``: what is below is shared with the run that it was resumed from.
+    ``notes`` say what the user should know about it.
     """
 
     model: "Model"

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -53,9 +54,7 @@ def sweep(
     """
     question, model = session.question, session.model
     grid = Grid.of(model, question, over, kind, change, layer)
-    begun = Sweep(model, question, session.metric, grid, estimated=estimate, memory=memory)
-    session.sweeps.add(begun)
-    return begun
+    return Sweep(model, question, session.metric, grid, session.sweeps, estimated=estimate, memory=memory)
 
 
 class _Bar(tqdm):
@@ -84,6 +83,7 @@ class Sweep:
         question: Question,
         metric: Metric,
         grid: Grid,
+        siblings: "WeakSet[Sweep]",
         *,
         estimated: bool = False,
         only: Iterable[Index] | None = None,
@@ -97,6 +97,8 @@ class Sweep:
         """The array that the largest were chosen from to be run; None if nothing was estimated."""
         self.state = "waiting"
         self.error: BaseException | None = None
+        self._siblings = siblings  # those of its session, which ends them all
+        siblings.add(self)
         self._memory = _memory(model) if memory is None else memory
         self._indices = list(grid) if only is None else list(only)
         self._values = np.full(grid.shape, np.nan, np.float32)
@@ -246,6 +248,7 @@ class Sweep:
             self.question,
             self.metric,
             self.grid,
+            self._siblings,
             only=only,
             estimate=estimate,
             memory=self._memory,
