@@ -60,7 +60,8 @@ class Intervene(Viewer):
         try:
             intervention = self._intervention()
             if self.session.model is not None and self.session.run is not None:
-                self.session.model.check([intervention], self.session.run.n_pos)
+                run = self.session.run
+                self.session.model.check([intervention], run.n_pos, run.question.bos)
         except TranspectorError as error:
             self._trouble.text = str(error)
             return

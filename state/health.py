@@ -12,7 +12,7 @@ from transpector.state.interventions import MASKED_BELOW, Intervention
 from transpector.state.past import earlier
 from transpector.state.sites import AXES, KINDS, Site
 from transpector.state.stack import Stack
-from transpector.state.wiring import FINAL_SCALE, LAST_RESID, Address, Pass, Wiring, addresses
+from transpector.state.wiring import FINAL_SCALE, HOOKS, LAST_RESID, Address, Pass, Wiring, addresses
 
 if TYPE_CHECKING:
     from transpector.state.spec import ModelSpec
@@ -82,6 +82,7 @@ class _SelfTest:
         step = max(1, spec.d_vocab // (N_PROBE + 2))
         self.ids = torch.arange(step, step * (N_PROBE + 1), step)[None, :N_PROBE].to(spec.device)
         self.tolerance = TOLERANCE[spec.dtype]
+        self.parts = ("resid_pre", "attn_out", "mlp_out")  # what a layer's residual stream is the sum of
         self.seen: dict[Address, Tensor] = {}
         self.logits = Tensor()
 
@@ -138,7 +139,10 @@ class _SelfTest:
         """Read every kind in every layer; return the reason of each that can't be."""
         reasons = {}
         names = self.stack.bridge.hook_dict
-        if not all(f"blocks.{layer}.hook_resid_mid" in names for layer in range(self.spec.n_layers)):
+        if not any(HOOKS["mlp_out"].format(layer=layer) in names for layer in range(self.spec.n_layers)):
+            reasons = dict.fromkeys(("resid_mid", "mlp_pre", "mlp_post", "mlp_out"), "this model has no MLP.")
+            self.parts, self.spec = self.parts[:2], replace(self.spec, d_mlp=0)
+        elif not all(f"blocks.{layer}.hook_resid_mid" in names for layer in range(self.spec.n_layers)):
             self.wiring = replace(self.wiring, parallel=True)
             reasons["resid_mid"] = (
                 "attention and MLP work side by side in this architecture; there is no residual between them."
@@ -183,11 +187,12 @@ class _SelfTest:
         if not {"scores", "pattern"} & missing.keys():
             if not self.close(self.value("scores").softmax(-1), self.value("pattern")):
                 reasons["scores"] = "this architecture does not hand over its scores before the softmax."
-        if not {"resid_pre", "attn_out", "mlp_out"} & missing.keys():
+        if not set(self.parts) & missing.keys():
             kept, _ = self.run({self.after})
-            total = sum(self.value(part) for part in ("resid_pre", "attn_out", "mlp_out"))
+            total = sum(self.value(part) for part in self.parts)
             if not self.close(total, kept[self.after]):
-                reasons["mlp_out"] = "resid_pre + attn_out + mlp_out is not the next layer's residual here."
+                sum_of = " + ".join(self.parts)
+                reasons[self.parts[-1]] = f"{sum_of} is not the next layer's residual here."
         return reasons
 
     def extras(self) -> frozenset[Address]:
@@ -225,7 +230,7 @@ class _SelfTest:
 
     def _write_sum(self, kind: str) -> str:
         """A part of the residual stream: what is written must arrive in the layer's sum, no more and no less."""
-        parts = {self.at(part) for part in ("resid_pre", "attn_out", "mlp_out")}
+        parts = {self.at(part) for part in self.parts}
         kept, logits = self.run(parts | {self.after}, self.scrambled(kind))
         if not self.close(sum(kept[part] for part in parts), kept[self.after]):
             return "what is written does not arrive in the residual stream."

@@ -11,6 +11,8 @@ from transpector.state.sites import Site
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from transpector.state.spec import ModelSpec
+
 # What a causal mask leaves in attention scores lies far below; no real score does, in any dtype.
 MASKED_BELOW = -3e4
 
@@ -60,6 +62,9 @@ class Intervention:
     def origin(self, question: Question, tokenize: "Callable[[str, bool], Sequence[int]]") -> Question | None:
         """The other question whose run this reads from, if any, when it is part of ``question``."""
         return None
+
+    def check_shapes(self, spec: "ModelSpec", n_pos: int, source_n_pos: int) -> None:
+        """Raise InterventionError if what is read can't be written here; texts as long as that."""
 
     def apply(self, whole: "Tensor", source: "Tensor | None") -> "Tensor":
         """Return ``whole`` [..., *axes of the kind] changed at the site; ``source`` is the whole activation read."""
@@ -221,15 +226,23 @@ class Patch(Intervention):
             else Question(tuple(tokenize(self.text, question.bos)), (), question.bos)
         )
 
+    def check_shapes(self, spec, n_pos, source_n_pos):
+        self._agree(self.target.shape(spec, n_pos), self.source.shape(spec, source_n_pos))
+
     def apply(self, whole, source):
         value = source[(..., *self.source.index)]
-        wanted, given = _kept_shape(whole, self.target), _kept_shape(source, self.source)
-        if wanted != given:
-            raise InterventionError(
-                f"Patch {self.target} from {self.source}: the target has shape {wanted}, the source {given}. "
-                "Use texts of the same number of tokens, or name positions (as in L2.resid_pre@-1)."
-            )
+        self._agree(_kept_shape(whole, self.target), _kept_shape(source, self.source))
         return self._written(whole, value)
+
+    def _agree(self, wanted: tuple[int, ...], given: tuple[int, ...]) -> None:
+        if wanted == given:
+            return
+        remedy = "Choose a source of the target's shape."
+        if wanted[1:] == given[1:]:  # but for the number of positions
+            remedy = "Use texts of the same number of tokens, or name positions (as in L2.resid_pre@-1)."
+        raise InterventionError(
+            f"Patch {self.target} from {self.source}: the target has shape {wanted}, the source {given}. {remedy}"
+        )
 
     @property
     def what(self) -> str:

@@ -85,8 +85,11 @@ class Model:
             )
         return ids
 
-    def check(self, interventions: Iterable[Intervention], n_pos: int) -> None:
-        """Raise SiteError or InterventionError for what this model, on ``n_pos`` tokens, can't do."""
+    def check(self, interventions: Iterable[Intervention], n_pos: int, bos: bool | None = None) -> None:
+        """Raise SiteError or InterventionError for what this model, on ``n_pos`` tokens, can't do.
+
+        ``bos`` is the question's, for other texts that are read.
+        """
         for intervention in interventions:
             site, source = intervention.site, intervention.source_site
             site.check(self.spec, n_pos)
@@ -96,11 +99,19 @@ class Model:
                 )
             if source is None:
                 continue
-            source.check(self.spec, n_pos if intervention.reads_here else None)
+            n_read = n_pos if intervention.reads_here else self._n_read(intervention, bos)
+            source.check(self.spec, n_read)
             if not self.health.can_read(source.kind):
                 raise InterventionError(
                     f"{source} can't be read here: {self.health.abilities[source.kind].reason}"
                 )
+            if n_read is not None:
+                intervention.check_shapes(self.spec, n_pos, n_read)
+
+    def _n_read(self, intervention: Intervention, bos: bool | None) -> int | None:
+        """Number of tokens of the other text that an intervention reads, if it names one."""
+        text = getattr(intervention, "text", None)
+        return None if text is None else len(self.tokenize(text, bos))
 
     def run(
         self,
@@ -129,7 +140,7 @@ class Model:
         if known is not None:
             return self._completed(known, keep)
         self.checked(question.token_ids)
-        self.check(question.interventions, len(question.token_ids))
+        self.check(question.interventions, len(question.token_ids), question.bos)
         sources, notes = self.sources(question, question.interventions, cancelled)
         run = forward(
             self,
@@ -307,9 +318,28 @@ def _model_of(bridge: "TransformerBridge") -> Model:
     n_params = sum(parameter.numel() for parameter in bridge.original_model.parameters())
     spec = describe_config(
         bridge.cfg.model_name,
-        bridge.original_model.config.to_dict(),
+        _config_of(bridge),
         n_params,
         str(weight.device),
         str(weight.dtype).removeprefix("torch."),
     )
     return Model(bridge.cfg.model_name, bridge, bridge.tokenizer, spec)
+
+
+def _config_of(bridge: "TransformerBridge") -> dict[str, Any]:
+    """Hugging Face's configuration, or TransformerLens's own of a model that it built itself, in the same words."""
+    config = getattr(bridge.original_model, "config", None)
+    if config is not None:
+        return config.to_dict()
+    cfg = bridge.cfg
+    return {
+        "model_type": cfg.architecture,
+        "n_layers": cfg.n_layers,
+        "n_heads": cfg.n_heads,
+        "num_kv_heads": cfg.n_key_value_heads,
+        "d_model": cfg.d_model,
+        "head_dim": cfg.d_head,
+        "d_ff": 0 if cfg.attn_only else cfg.d_mlp,
+        "vocab_size": cfg.d_vocab,
+        "n_ctx": cfg.n_ctx,
+    }

@@ -1,6 +1,6 @@
 """Stack: a model's blocks, called one by one with the arguments that the model itself would give them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,17 +47,22 @@ class Stack:
         self.bridge = bridge
         self.blocks = tuple(bridge.blocks)
         self._points = bridge.hook_dict
-        self._gives_tuple = [False] * len(self.blocks)
+        self._n_returned = [0] * len(self.blocks)  # how long a tuple each returns; 0 if none
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    @property
+    def names(self) -> Collection[str]:
+        """TransformerLens's names of the model's hook points."""
+        return self._points.keys()
 
     def learn(self, token_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """A plain pass, which shows what the blocks return; to be done once, before any other."""
 
         def look(layer: int) -> Callable[..., None]:
             def hook(block: Any, given: Any, returned: Any) -> None:
-                self._gives_tuple[layer] = isinstance(returned, tuple)
+                self._n_returned[layer] = len(returned) if isinstance(returned, tuple) else 0
 
             return hook
 
@@ -145,7 +150,8 @@ class Stack:
                 point.remove_hooks("fwd", level=_LEVEL)
 
     def _returned(self, layer: int, stream: Tensor) -> Any:
-        return (stream, None) if self._gives_tuple[layer] else stream
+        length = self._n_returned[layer]
+        return (stream, *[None] * (length - 1)) if length else stream
 
     @contextmanager
     def _replaced(self, forward: Callable[[int], Callable[..., Any]]) -> Iterator[None]:

@@ -86,6 +86,19 @@ def odd_lm(random_directory):
     return tp.Model("odd", lm.bridge, lm.text.tokenizer, lm.spec)
 
 
+@pytest.fixture(scope="session")
+def attention_only(random_lm) -> tp.Model:
+    """A random model without MLPs, which TransformerLens builds itself."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources import native
+
+    sizes = {"d_model": 48, "d_head": 12, "n_heads": 4, "n_layers": 3, "n_ctx": 64, "d_vocab": 512}
+    config = TransformerBridgeConfig(
+        **sizes, act_fn="gelu", attn_only=True, normalization_type="LN", seed=0, initializer_range=0.3
+    )
+    return tp.load_model(native.boot(config, tokenizer=random_lm("gpt2").text.tokenizer))
+
+
 @pytest.fixture(autouse=True)
 def _no_grad_leaks():
     """Grad mode is a thread's own: the product must not depend on the caller's."""

@@ -118,3 +118,34 @@ def test_bfloat16_is_as_healthy_and_changes_under_interventions(random_directory
 def test_bfloat16_has_the_same_verdict_as_float32(random_lm, random_directory, kind):
     narrow = tp.load_model(str(random_directory(kind)), dtype="bfloat16").health
     assert narrow.reasons == random_lm(kind).health.reasons
+
+
+def test_a_model_without_mlps_has_everything_else(attention_only):
+    lm = attention_only
+    assert {kind for kind, ability in lm.health.abilities.items() if not ability.read} <= {
+        "scores",
+        "resid_mid",
+        "mlp_pre",
+        "mlp_post",
+        "mlp_out",
+    }
+    assert all(lm.health.can_write(kind) for kind in ("resid_pre", "attn_out", "q", "k", "v", "pattern", "z"))
+    assert lm.health.abilities["mlp_out"].reason == "this model has no MLP." and lm.spec.d_mlp == 0
+
+
+def test_what_is_written_in_a_model_without_mlps_is_what_a_plain_hook_writes(attention_only):
+    lm = attention_only
+    ids = lm.tokenize("the cat sat on the mat")
+
+    def zero(z, hook):
+        z = z.clone()
+        z[:, :, 2] = 0
+        return z
+
+    with torch.no_grad():
+        wanted = lm.worker.call(
+            lambda: lm.bridge.run_with_hooks(torch.tensor([ids]), fwd_hooks=[("blocks.1.attn.hook_z", zero)])
+        )
+    run = lm.run(tp.Question(ids, (tp.Ablate("L1H2.z"),)))
+    assert torch.allclose(run.logits, wanted[0], atol=1e-4)
+    assert not torch.allclose(run.logits, lm.run(tp.Question(ids)).logits, atol=1e-2)
