@@ -17,6 +17,7 @@ _HOME = {
     "Metric": "state.metric",
     "Model": "state.models",
     "ModelError": "state.errors",
+    "Note": "state.notes",
     "Patch": "state.interventions",
     "Question": "state.interventions",
     "Run": "state.run",

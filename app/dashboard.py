@@ -17,6 +17,7 @@ from transpector.components.contact_sheet import AttentionSheet
 from transpector.components.guide import Guide
 from transpector.components.inspector import Inspector
 from transpector.components.intervene import Intervene
+from transpector.components.keyboard import Keyboard
 from transpector.components.loss import TokenLoss
 from transpector.components.metric_readout import MetricReadout
 from transpector.components.model_selector import ModelSelector
@@ -38,7 +39,9 @@ class Dashboard(Viewer):
     session = param.ClassSelector(class_=Session, doc="The question and its answer.")
     dark = param.Boolean(default=False, doc="Whether the page is dark.")
     tab = param.Selector(
-        default="Attention", objects=["Attention", "Causal map"], doc="Which tab of the middle is open."
+        default="Attention",
+        objects=["Attention", "Graph", "Causal map"],
+        doc="Which tab of the middle is open.",
     )
 
     def __init__(self, session: Session, **params: Any):
@@ -59,12 +62,20 @@ class Dashboard(Viewer):
         self.loss = TokenLoss(session, dark=dark)
         self.next_tokens = NextTokens(session, dark=dark)
         self.causal_map: CausalMap | None = None
-        """There once its tab has been opened: until then it would only keep the first page waiting."""
+        self.graph: Any = None
+        self.part: Any = None
+        """They are there once their tabs have been opened."""
         self.inspector = Inspector(session, dark=dark)
+        self._beside = pn.Column(
+            pn.Column(self.inspector, sizing_mode="stretch_width"), sizing_mode="stretch_width"
+        )
         self.error = Notice(dark=dark, tone="error")
         self.note = Notice(dark=dark, tone="warning")
         self.guide = Guide(session, dark=dark)
+        self.keyboard = Keyboard(session, {"n": self._write_note}, self._step, dark=dark)
         self._head_title, self._next_title = self._heading(""), self._heading("")
+        # After the inspectors themselves: what changes while it is being shown is lost on a button.
+        session.param.watch(self._inspect, "selection", precedence=1)
         session.param.watch(self._tell, ["error", "note", "run", "head", "position"])
         self.tabs = pmui.TabMenu(
             items=list(self.param.tab.objects), active=0, margin=0, sizing_mode="stretch_width", sx=_TABS
@@ -74,6 +85,7 @@ class Dashboard(Viewer):
         )
         self._contents = {
             "Attention": self._attention(),
+            "Graph": pn.Column(sizing_mode="stretch_width"),
             "Causal map": pn.Column(sizing_mode="stretch_width"),
         }
         self._open()
@@ -85,19 +97,51 @@ class Dashboard(Viewer):
         is_attention = self.tab == "Attention"
         for pane in (self.sheet, self.head, self.loss, self.next_tokens):
             pane.in_view = is_attention
-        if self.causal_map is not None:
-            self.causal_map.in_view = not is_attention
-        elif not is_attention:
-            self.causal_map = CausalMap(self.session, dark=self.param.dark)
-            self._contents["Causal map"].append(self.causal_map)
+        if self.tab != "Attention" and not self._contents[self.tab]:
+            self._contents[self.tab].append(self._late())
+        for pane, name in ((self.graph, "Graph"), (self.causal_map, "Causal map")):
+            if pane is not None:
+                pane.in_view = self.tab == name
+        self._inspect()
         for name, content in self._contents.items():
             content.visible = name == self.tab
         self.tabs.active = self.param.tab.objects.index(self.tab)
 
+    def _write_note(self) -> None:
+        self.tab = "Graph"
+        self.graph.bar.note.focus()
+
+    def _step(self, key: str) -> None:
+        if self.graph is not None:
+            self.graph.step(key)
+
+    def _inspect(self, *events: Any) -> None:
+        """Beside the graph is whatever part is selected there; elsewhere, the head."""
+        is_part = self.tab == "Graph" and self.session.selection != ["L{}H{}.z".format(*self.session.head)]
+        self.inspector.in_view = self._beside[0].visible = not is_part
+        if self.part is not None:
+            self.part.in_view = self._beside[1].visible = is_part
+
+    def _late(self) -> Any:
+        """What a tab shows that is made when it is first opened: until then it would only keep the page waiting."""
+        dark = self.param.dark
+        if self.tab == "Graph":
+            # They bring a library that nothing else needs.
+            from transpector.components.graph.pane import ModelGraph
+            from transpector.components.graph.part import PartInspector
+
+            self.graph = ModelGraph(self.session, dark=dark)
+            self.part = PartInspector(self.session, dark=dark)
+            self._beside.append(pn.Column(self.part, sizing_mode="stretch_width"))
+            return self.graph
+        self.causal_map = CausalMap(self.session, dark=dark)
+        return self.causal_map
+
     def close(self) -> None:
         """Let go of the model, for good."""
-        if self.causal_map is not None:
-            self.causal_map.close()
+        for pane in (self.causal_map, self.graph, self.part):
+            if pane is not None:
+                pane.close()
         self.session.close()
 
     def _heading(self, text: str, hint: str = "") -> Notice:
@@ -165,13 +209,15 @@ class Dashboard(Viewer):
                 styles={"gap": f"{2 * theme.UNIT}px"},
             ),
             self.selector,
+            self.keyboard,
         ]
 
     def _right(self) -> list[Any]:
-        return [pn.Column(self.inspector, sizing_mode="stretch_width", margin=(theme.UNIT, 2 * theme.UNIT))]
+        return [pn.Column(self._beside, sizing_mode="stretch_width", margin=(theme.UNIT, 2 * theme.UNIT))]
 
     def page(self) -> pmui.Page:
         """The dashboard as a whole page, with its own switch between light and dark."""
+        self.keyboard.listener.everywhere = True
         page = pmui.Page(
             title="Transpector",
             favicon=str(ASSETS / "favicon.svg"),
@@ -179,7 +225,7 @@ class Dashboard(Viewer):
             header=[self.run_state],
             sidebar=self._left(),
             sidebar_width=296,
-            main=self._middle(),
+            main=[self.keyboard.listener, *self._middle()],
             contextbar=self._right(),
             contextbar_open=True,
             contextbar_variant="persistent",
@@ -196,6 +242,7 @@ class Dashboard(Viewer):
     def __panel__(self) -> Any:
         """The dashboard as a plain layout, for a notebook cell."""
         return pn.Column(
+            self.keyboard.listener,  # in the same column as all the rest, whose keys it hears
             self.run_state,
             pn.Row(
                 pn.Column(*self._left(), width=296),

@@ -2,17 +2,15 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
 import panel as pn
 import panel_material_ui as pmui
-from bokeh.models import ColumnDataSource, HoverTool
-from bokeh.plotting import figure
 
 from transpector.components import theme
 from transpector.components.base import Pane, short, visible
 from transpector.components.parts.notice import Notice
+from transpector.components.parts.position_bars import PositionBars
+from transpector.components.parts.site_actions import SiteActions
 from transpector.components.parts.token_bars import TokenBars
-from transpector.state.interventions import Ablate, Freeze, Patch
 from transpector.state.sites import Site
 
 N_TOKENS = 5
@@ -37,43 +35,15 @@ class Inspector(Pane):
             margin=0,
             sizing_mode="stretch_width",
         )
-        self._buttons = {
-            "Zero": ("block", "Set it to zero", lambda site: Ablate(site)),
-            "Mean": (
-                "functions",
-                "Set it to its mean over the positions of the baseline",
-                lambda site: Ablate(site, "mean"),
-            ),
-            "Freeze": (
-                "ac_unit",
-                "Hold the value it has now, while the text or other interventions change",
-                Freeze,
-            ),
-            "Patch": ("alt_route", "Write into it what it holds on text B", self._patch),
-        }
-        self._row = [self._button(label, *rest) for label, rest in self._buttons.items()]
+        self.actions = SiteActions(session, lambda: [self._site()])
+        for button in self.actions.buttons:
+            button.sizing_mode = "stretch_width"
         self._where = Notice(dark=self.param.dark, tone="heading")
         self._promotes = TokenBars(dark=self.param.dark)
         self._suppresses = TokenBars(dark=self.param.dark)
-        self._source = ColumnDataSource({"x": [], "norm": [], "token": []})
-        self.figure = self._figure()
-        session.param.watch(self._offer, ["model", "text_b"])
-        self.param.watch(self._paint, "dark")
+        self._norm = PositionBars("norm", dark=self.param.dark)
+        session.param.watch(self._offer, "model")
         self._offer()
-        self._paint()
-
-    def _button(self, label: str, icon: str, says: str, make: Any) -> pmui.Button:
-        button = pmui.Button(
-            label=label,
-            icon=icon,
-            description=says,
-            variant="outlined",
-            size="small",
-            margin=0,
-            sizing_mode="stretch_width",
-        )
-        button.on_click(lambda event: self.session.add(make(self._site())))
-        return button
 
     def _site(self) -> Site:
         layer, head = self.session.head
@@ -82,9 +52,6 @@ class Inspector(Pane):
             spec = self.session.model.spec
             head = head * spec.n_kv_heads // spec.n_heads
         return Site(kind, layer, head)
-
-    def _patch(self, site: Site) -> Patch:
-        return Patch(site, site, self.session.text_b)
 
     def _offer(self, *events: Any) -> None:
         """Grey out what this model can't do, with the reason."""
@@ -99,37 +66,6 @@ class Inspector(Pane):
                 or OF_WHAT,
                 value="z" if self._of.value in unable else self._of.value,
             )
-        for button in self._row:
-            button.disabled = model is None
-        self._row[3].param.update(
-            disabled=model is None or not self.session.text_b,
-            description="Write into it what it holds on text B"
-            if self.session.text_b
-            else "Type a text B first",
-        )
-
-    def _figure(self) -> Any:
-        plot = figure(
-            height=110,
-            sizing_mode="stretch_width",
-            tools="",
-            toolbar_location=None,
-            min_border=4,
-            visible=False,
-        )
-        self._bars = plot.vbar(x="x", top="norm", width=0.8, source=self._source, line_color=None)
-        plot.add_tools(
-            HoverTool(
-                renderers=[self._bars],
-                mode="vline",
-                tooltips=[("token", "@token (position @x)"), ("norm", "@norm{0.00}")],
-            )
-        )
-        plot.xgrid.visible = False
-        plot.y_range.start = 0
-        plot.yaxis.axis_label = "norm"
-        plot.yaxis.ticker.desired_num_ticks = 3
-        return plot
 
     def measure(self, run: Any, head: tuple[int, int], position: int) -> dict[str, Any]:
         from transpector.state import measure  # brings torch, which the first paint does not wait for
@@ -143,7 +79,7 @@ class Inspector(Pane):
             "where": f"at {pieces[at]}  (position {at % run.n_pos})",
             "up": up,
             "down": down,
-            "norm": {"x": np.arange(run.n_pos), "norm": norm, "token": pieces},
+            "norm": (norm, pieces),
         }
 
     def show(self, numbers: dict[str, Any]) -> None:
@@ -162,30 +98,26 @@ class Inspector(Pane):
             ]
             nothing = all(abs(value) < 1e-9 for _, value in tokens)
             bars.param.update(rows=[] if nothing else rows, top=top, empty="Nothing: it writes zero here.")
-        self.figure.visible = True
-        self._source.data = numbers["norm"]
-
-    def _paint(self, *events: Any) -> None:
-        theme.paint(self.figure, self.dark)
-        self._bars.glyph.fill_color = theme.ground(self.dark).accent
+        self._norm.show(*numbers["norm"])
 
     def __panel__(self) -> Any:
         def heading(text: str, hint: str = "") -> Notice:
             return Notice(text=text, hint=hint, tone="heading", dark=self.param.dark)
 
+        buttons = self.actions.buttons
         direct = "Direct effect on the logits, about their mean: the head's result through the final norm and the unembedding"
         return pn.Column(
             self._title,
             self._of,
-            pn.Row(*self._row[:2], sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
-            pn.Row(*self._row[2:], sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
+            pn.Row(*buttons[:2], sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
+            pn.Row(*buttons[2:], sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
             self._where,
             heading("promotes (logits)", direct),
             self._promotes,
             heading("suppresses (logits)", direct),
             self._suppresses,
             heading("norm of what it writes, by position", "‖z @ W_O‖"),
-            pn.pane.Bokeh(self.figure, sizing_mode="stretch_width"),
+            self._norm,
             sizing_mode="stretch_width",
             styles={"gap": f"{theme.UNIT}px"},
         )

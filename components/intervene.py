@@ -40,7 +40,7 @@ class Intervene(Viewer):
         self.site.param.watch(self._submit, "enter_pressed")
         self.source.param.watch(self._submit, "enter_pressed")
         self.add.on_click(self._submit)
-        session.param.watch(self._suggest, ["head", "model"])
+        session.param.watch(self._suggest, ["selection", "model"])
         self._suggest()
         self._arrange()
 
@@ -49,9 +49,9 @@ class Intervene(Viewer):
         self.source.placeholder = "the same site" if self.way.value == WAYS[3] else "an upstream site"
 
     def _suggest(self, *events: Any) -> None:
-        layer, head = self.session.head
-        self.site.value = f"L{layer}H{head}.z"
-        model = self.session.model
+        model, sites = self.session.model, self.session.sites
+        if sites or model is None:
+            self.site.value = str(sites[0]) if sites else "L{}H{}.z".format(*self.session.head)
         if model is not None:
             able = [kind for kind in AXES if model.health.can_write(kind)]
             self._kinds.param.update(text="Kinds: " + " ".join(able), hint="\n".join(model.health.reasons))

@@ -87,6 +87,13 @@ def ground(dark: bool) -> Ground:
     return DARK if dark else LIGHT
 
 
+def tint(colour: str, dark: bool) -> str:
+    """Give a colour half way to the paper, for what is written on."""
+    paper = ground(dark).paper
+    halves = ((int(c[at : at + 2], 16) for c in (colour, paper)) for at in (1, 3, 5))
+    return "#" + "".join(f"{sum(both) // 2:02x}" for both in halves)
+
+
 @cache
 def sequential(dark: bool = False) -> UInt8[np.ndarray, "256 3"]:
     """Give the scale of probabilities: from the paper, through one family of hue, ever further in lightness.

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from transpector.state.errors import InterventionError, SiteError
 from transpector.state.interventions import Patch
@@ -93,9 +94,21 @@ class Graph:
     def _by_id(self) -> dict[str, Node]:
         return {node.id: node for node in self.nodes}
 
+    def touched(self, site: Site) -> tuple[Node, ...]:
+        """The parts that a site is the value of, or a share of: a head's pattern counts as the head."""
+        kind = {"pattern": "z", "scores": "z"}.get(site.kind, site.kind)
+        return tuple(
+            node
+            for node in self.nodes
+            if (node.kind, node.layer) == (kind, site.layer) and site.head in (None, node.head)
+        )
+
     def layer(self, layer: int | None) -> tuple[Node, ...]:
         """The parts of a layer, or those outside every layer."""
         return tuple(node for node in self.nodes if node.layer == layer)
+
+
+_known: "WeakKeyDictionary[Model, Graph]" = WeakKeyDictionary()
 
 
 def graph(model: "Model") -> Graph:
@@ -104,7 +117,10 @@ def graph(model: "Model") -> Graph:
     Read off the hook points that the model has, so that blocks whose attention and MLP work side by side, heads that
     share keys and values, and layers without an MLP come out as what they are.
     """
-    return _Builder(model).build()
+    known = _known.get(model)
+    if known is None:
+        known = _known[model] = _Builder(model).build()
+    return known
 
 
 def drawn(

@@ -8,7 +8,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from transpector.state.graph import NORMS
+from transpector.state.wiring import LAST_RESID
+
 if TYPE_CHECKING:
+    from transpector.state.graph import Node
     from transpector.state.run import Run
 
 MAX_SIDE = 64  # px of a thumbnail; more would be sent than a contact sheet can show
@@ -22,19 +26,24 @@ def thumbnails(
     Patterns longer than ``side`` are pooled by their maximum, layer by layer, so no whole stack is ever in memory.
     """
     stride = -(-run.n_pos // side)
-    cells = -(-run.n_pos // stride)
-    out = np.zeros((run.model.spec.n_layers, run.model.spec.n_heads, cells, cells), np.uint8)
-    maxima = np.zeros(out.shape[:2], np.float32)
-    for layer in range(len(out)):
+    maxima = np.zeros((run.model.spec.n_layers, run.model.spec.n_heads), np.float32)
+    for layer in range(len(maxima)):
         pattern = run.tensor(("pattern", layer)).float()
         # The first query can only attend to itself: its 1 says nothing about the head.
         maxima[layer] = pattern[:, min(1, run.n_pos - 1) :].amax((-1, -2)).cpu().numpy()
-        if stride > 1:
-            padding = cells * stride - run.n_pos
-            pattern = torch.nn.functional.pad(pattern, (0, padding, 0, padding))
-            pattern = pattern.unflatten(-1, (cells, stride)).unflatten(-3, (cells, stride)).amax((-1, -3))
-        out[layer] = as_bytes(pattern)
-    return out, maxima, stride
+    return np.stack([thumbnails_of(run, layer, side) for layer in range(len(maxima))]), maxima, stride
+
+
+def thumbnails_of(run: "Run", layer: int, side: int = MAX_SIDE) -> UInt8[np.ndarray, "head side side"]:
+    """The same of the heads of one layer, as bytes."""
+    stride = -(-run.n_pos // side)
+    cells = -(-run.n_pos // stride)
+    pattern = run.tensor(("pattern", layer)).float()
+    if stride > 1:
+        padding = cells * stride - run.n_pos
+        pattern = torch.nn.functional.pad(pattern, (0, padding, 0, padding))
+        pattern = pattern.unflatten(-1, (cells, stride)).unflatten(-3, (cells, stride)).amax((-1, -3))
+    return as_bytes(pattern)
 
 
 def as_bytes(probability: Tensor) -> np.ndarray:
@@ -47,6 +56,56 @@ def strip_patterns(run: "Run", layer: int, head: int) -> UInt8[np.ndarray, "3 qu
     mean = sum(run.tensor(("pattern", at)).float().mean(0) for at in range(run.model.spec.n_layers))
     of_layer = run.tensor(("pattern", layer)).float()
     return as_bytes(torch.stack([of_layer[head], of_layer.mean(0), mean / run.model.spec.n_layers]))
+
+
+def stream_norms(run: "Run") -> Float[np.ndarray, "layer pos"]:
+    """Norm of the residual stream before each layer, by position."""
+    layers = range(run.model.spec.n_layers)
+    return np.stack([run.tensor(("resid_pre", at)).float().norm(dim=-1).cpu().numpy() for at in layers])
+
+
+def part_norms(run: "Run", nodes: Sequence["Node"]) -> dict[str, Float[np.ndarray, " pos"]]:
+    """By id of a part of the model's graph, the norm at each position of what it writes; those that can be read.
+
+    Of a norm layer it is the divisor that it scales by. What was not kept has its layers done again, each once.
+    """
+    of_sites = [node for node in nodes if node.site is not None and run.model.health.can_read(node.kind)]
+    run = run.model.complete(run, {node.site.tensor for node in of_sites})
+    found = {}
+    for node in of_sites:
+        whole = run.tensor(node.site.tensor)
+        value = whole if node.head is None else whole[:, node.head]
+        found[node.id] = value.float().norm(dim=-1).cpu().numpy()
+    inside = [
+        node for node in nodes if node.site is None and node.layer is not None and node.kind != "resid_post"
+    ]
+    for layer in {node.layer for node in inside}:
+        hooks = {
+            n.id: _told_by(n) for n in inside if n.layer == layer and _told_by(n) in run.model.stack.names
+        }
+        seen = run.model.capture(run, layer, tuple(hooks.values()))
+        for id, hook in hooks.items():
+            if hook in seen:  # a scale is one number at each position, and so its own norm
+                found[id] = seen[hook].float().norm(dim=-1).cpu().numpy()
+    return found
+
+
+def _told_by(node: "Node") -> str:
+    return f"blocks.{node.layer}.{node.kind}.hook_scale" if node.kind in NORMS else node.hook
+
+
+def part_values(run: "Run", node: "Node") -> Float[np.ndarray, "pos width"]:
+    """What a part of the model's graph writes, at each position or at the one that it stands for."""
+    if node.site is not None:
+        value = run.activation(node.site)
+        return value[None] if value.ndim == 1 else value
+    if node.kind == "unembed":
+        return run.logits.float().cpu().numpy()
+    if node.layer is None or node.kind == "resid_post":
+        last = run.tensor(LAST_RESID)
+        value = run.model.worker.call(lambda: run.model.stack.norm(last[None])[0])
+        return (last if node.kind == "resid_post" else value).float().cpu().numpy()
+    return run.model.capture(run, node.layer, [node.hook])[node.hook].float().cpu().numpy()
 
 
 def repeats(token_ids: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -1,7 +1,7 @@
 """Run: what one hooked forward pass saw."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -196,6 +196,31 @@ def completed(run: Run, wanted: Iterable[Address], sources: Mapping[Intervention
             hooked.visit(layer, run.activations["resid_pre", layer][None], calls[layer])
     more = {address: hooked.kept[address][0] for address in wanted}
     return _with_logits(replace(run, activations={**run.activations, **more}), vars(run).get("_logits"))
+
+
+def captured(
+    run: Run, layer: int, names: Collection[str], sources: Mapping[Intervention, Tensor]
+) -> dict[str, Tensor]:
+    """What hook points of a layer that carry no site see, by name, batch left out: the layer is done again.
+
+    Only ever on the model's worker.
+    """
+    seen: dict[str, Tensor] = {}
+    model = run.model
+
+    def see(name: str) -> Callable[[Tensor, object], None]:
+        return lambda value, hook: seen.update({name: value[0]})
+
+    hooked = Pass(model.stack, model.wiring, run.interventions, sources)
+    ids = torch.tensor([run.question.token_ids], device=model.spec.device)
+    with torch.no_grad(), model.stack.hooked([(name, see(name)) for name in names]):
+        if model.wiring.by_layer:
+            hooked.kept.update((address, whole[None]) for address, whole in run.activations.items())
+            hooked.writes.pop(("resid_pre", layer), None)  # it was kept after the writes to it
+            hooked.visit(layer, run.activations["resid_pre", layer][None], hooked.open(ids)[1][layer])
+        else:
+            hooked.run(ids)
+    return seen
 
 
 def _with_logits(run: Run, logits: Tensor | None) -> Run:

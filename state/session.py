@@ -1,6 +1,7 @@
 """Session: one user's question, and its newest answer."""
 
 import logging
+import re
 import threading
 import time
 import weakref
@@ -15,6 +16,8 @@ from transpector.state.history import History
 from transpector.state.inbox import Inbox
 from transpector.state.interventions import Freeze, Intervention, Question, active
 from transpector.state.metric import Metric
+from transpector.state.notes import Note, noted
+from transpector.state.sites import Site
 from transpector.state.store import STORE, Loading
 from transpector.state.worker import BACKGROUND
 
@@ -29,6 +32,7 @@ _log = logging.getLogger(__name__)
 TYPING_PAUSE = 0.15  # s without a keystroke before a text is run
 PROGRESS_PAUSE = 0.1  # s between two reports of progress
 
+_HEAD = re.compile(r"L(\d+)H(\d+)\.[zq]")
 _QUESTION = ["model", "text", "token_ids", "bos", "interventions", "metric"]
 
 
@@ -62,6 +66,12 @@ class Session(param.Parameterized):
     )
     text_b = param.String(doc="A second text, to patch from.")
     head = param.NumericTuple(default=(0, 0), length=2, doc="The selected (layer, head).")
+    selection = param.List(
+        default=["L0H0.z"],
+        item_type=str,
+        doc="The selected parts of the model's graph, by id; a head among them, if one is selected, is ``head``.",
+    )
+    notes = param.List(default=[], item_type=Note, doc="Remarks on parts of models.")
     position = param.Integer(default=-1, doc="The selected position; negative ones count from the end.")
 
     run = param.Parameter(doc="The newest Run.")
@@ -97,6 +107,8 @@ class Session(param.Parameterized):
         """Causal maps that were begun on this session; they end with it, or with its model."""
         super().__init__(text=text, **params)
         self.param.watch(self._question_changed, _QUESTION)
+        self.param.watch(self._select_head, "head")
+        self.param.watch(self._select_part, "selection")
         if isinstance(model, str):
             self.load(model)
         elif model is not None:
@@ -228,7 +240,15 @@ class Session(param.Parameterized):
         ids, text = self.token_ids, self.text
         if ids is not None and not text:
             text = old.text.decode(ids)
-        self.param.update(head=head, position=-1, interventions=fitting, token_ids=None, text=text, note=note)
+        self.param.update(
+            head=head,
+            selection=["L{}H{}.z".format(*head)],
+            position=-1,
+            interventions=fitting,
+            token_ids=None,
+            text=text,
+            note=note,
+        )
 
     def _fits(self, intervention: Intervention) -> bool:
         try:
@@ -271,6 +291,30 @@ class Session(param.Parameterized):
     def add(self, *interventions: Intervention) -> None:
         """Append interventions."""
         self.interventions = [*self.interventions, *interventions]
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites of the selected parts, of those that have one."""
+        if self.model is None:
+            return []
+        from transpector.state.graph import graph  # brings torch, which is here only once a model is
+
+        parts = graph(self.model)
+        nodes = (parts[id] for id in self.selection if id in parts)
+        return [node.site for node in nodes if node.site is not None]
+
+    def annotate(self, node: str, text: str) -> None:
+        """Put a note on a part of the model's graph, in place of the one before; an empty text takes it away."""
+        if self.model is None:
+            raise ModelError("There is no model. Load one first.")
+        self.notes = noted(self.notes, Note(self.model.name, node, text.strip()))
+
+    def _select_head(self, event: param.parameterized.Event) -> None:
+        if _head_of(self.selection) != event.new:
+            self.selection = ["L{}H{}.z".format(*event.new)]
+
+    def _select_part(self, event: param.parameterized.Event) -> None:
+        self.head = _head_of(event.new) or self.head
 
     @property
     def question(self) -> Question:
@@ -407,6 +451,12 @@ def _read(model: "Model", text: str, token_ids: Sequence[int] | None, bos: bool 
     """What is asked about a text without interventions; raises TextError if the model can't read it."""
     bos = model.text.adds_bos if bos is None else bos
     return Question(model.tokenize(text, bos) if token_ids is None else model.checked(token_ids), (), bos)
+
+
+def _head_of(selection: Sequence[str]) -> tuple[int, int] | None:
+    """The first head among selected parts."""
+    found = (_HEAD.fullmatch(id) for id in selection)
+    return next(((int(match[1]), int(match[2])) for match in found if match), None)
 
 
 def _is_unbound(intervention: Intervention) -> bool:

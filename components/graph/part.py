@@ -1,0 +1,170 @@
+"""Part: what is selected in the graph, in full: its values, their norm by position, its largest neurons."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import panel as pn
+from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper
+from bokeh.plotting import figure
+
+from transpector.components import theme
+from transpector.components.base import Pane, short, visible
+from transpector.components.parts.notice import Notice
+from transpector.components.parts.position_bars import PositionBars
+from transpector.components.parts.site_actions import SiteActions
+from transpector.components.parts.token_bars import TokenBars
+
+N_LARGEST = 6
+MAX_COLUMNS = 256  # of the picture of values; more are pooled by what is furthest from zero
+_POOLED = "Each column is the value furthest from zero of {} dimensions beside one another."
+
+
+class PartInspector(Pane):
+    """The first selected part of the model's graph, whatever it is, and buttons that change it."""
+
+    reads: ClassVar = ("run", "selection", "position")
+
+    def __init__(self, session: Any, **params: Any):
+        super().__init__(session, **params)
+        dark = self.param.dark
+        self._title = Notice(dark=dark, tone="big")
+        self._what = Notice(dark=dark)
+        self._where = Notice(dark=dark, tone="heading")
+        self._pooled = Notice(dark=dark)
+        self.actions = SiteActions(session, lambda: session.sites)
+        for button in self.actions.buttons:
+            button.sizing_mode = "stretch_width"
+        self._largest = TokenBars(dark=dark)
+        self._norm = PositionBars("norm", dark=dark)
+        self._scale = PositionBars("scale", dark=dark)
+        self._image = ColumnDataSource({"values": [], "x": [], "y": [], "dw": [], "dh": []})
+        self._mapper = LinearColorMapper(palette=theme.palette("diverging"), low=-1, high=1)
+        self.figure = self._figure()
+        session.param.watch(lambda event: self.actions.offer(), ["selection", "model"])
+        self.param.watch(self._paint, "dark")
+        self._paint()
+        self.refresh()
+
+    def _figure(self) -> Any:
+        plot = figure(
+            height=200,
+            sizing_mode="stretch_width",
+            tools="",
+            toolbar_location=None,
+            min_border=4,
+            visible=False,
+            x_range=(0, 1),
+            y_range=(1, 0),
+        )
+        values = plot.image(
+            "values", x="x", y="y", dw="dw", dh="dh", source=self._image, color_mapper=self._mapper
+        )
+        plot.add_tools(
+            HoverTool(
+                renderers=[values],
+                tooltips=[("position", "$y{0}"), ("column", "$x{0}"), ("value", "@values{0.000}")],
+            )
+        )
+        plot.grid.visible = False
+        plot.yaxis.axis_label = "position"
+        plot.xaxis.ticker.desired_num_ticks = 4
+        plot.yaxis.ticker.desired_num_ticks = 4
+        return plot
+
+    def measure(self, run: Any, selection: list[str], position: int) -> dict[str, Any]:
+        from transpector.state import measure
+        from transpector.state.graph import NORMS, graph
+
+        parts = graph(run.model)
+        ids = [id for id in selection if id in parts]
+        if len(selection) != 1 or not ids:
+            what = "" if ids else "A whole layer: unfold it to see its parts."
+            names = ", ".join(selection[:12]) + (" …" if len(selection) > 12 else "")
+            return {
+                "title": f"{len(selection)} parts" if len(selection) > 1 else names,
+                "what": what or names,
+            }
+        node = parts[ids[0]]
+        at = min(position, run.n_pos - 1)
+        numbers: dict[str, Any] = {"title": node.id, "tokens": visible(run.tokens)}
+        shape = " × ".join(f"{run.n_pos if size == 'pos' else size:,}" for size in node.shape)
+        numbers["what"] = f"{node.hook}, {shape}"
+        try:
+            values = measure.part_values(run, node)
+        except Exception as error:  # noqa: BLE001 - whatever an architecture lacks, the rest is still to be seen
+            return numbers | {"what": f"{numbers['what']}. Its values can't be read here ({error})."}
+        numbers["values"], numbers["pooled"] = _pooled(values)
+        row = values[0 if len(values) == 1 else at]
+        largest = np.argsort(-np.abs(row))[:N_LARGEST]
+        numbers["largest"] = [(int(each), float(row[each])) for each in largest]
+        pieces = numbers["tokens"]
+        numbers["where"] = f"largest at {pieces[at if node.position is None else node.position]}"
+        numbers["of"] = (
+            "N" if node.kind.startswith("mlp_p") else "token " if node.kind == "unembed" else "dim "
+        )
+        if node.kind in NORMS:
+            numbers["scale"] = measure.part_norms(run, [node]).get(node.id)
+        if len(values) > 1:
+            numbers["norm"] = np.linalg.norm(values, axis=-1)
+        return numbers
+
+    def show(self, numbers: dict[str, Any]) -> None:
+        self._title.text, self._what.text = numbers["title"], numbers["what"]
+        self.actions.offer()
+        self._where.text = numbers.get("where", "")
+        rows = [
+            {
+                "piece": f"{numbers['of']}{dim}",
+                "value": value,
+                "label": short(value, signed=True),
+                "hint": f"{value:+.5f}",
+            }
+            for dim, value in numbers.get("largest", ())
+        ]
+        self._largest.param.update(rows=rows, visible=bool(rows))
+        values = numbers.get("values")
+        self.figure.visible = values is not None
+        if values is not None:
+            n_pos, n_columns = values.shape
+            top = float(np.quantile(np.abs(values), 0.99)) or 1.0
+            self._mapper.update(low=-top, high=top)
+            self.figure.x_range.end, self.figure.y_range.start = n_columns, n_pos
+            self._image.data = {"values": [values], "x": [0], "y": [0], "dw": [n_columns], "dh": [n_pos]}
+        pooled = numbers.get("pooled", 1)
+        self._pooled.text = _POOLED.format(pooled) if pooled > 1 else ""
+        for bars, name in ((self._norm, "norm"), (self._scale, "scale")):
+            found = numbers.get(name)
+            bars.figure.visible = found is not None
+            if found is not None:
+                bars.show(found, numbers["tokens"])
+
+    def _paint(self, *events: Any) -> None:
+        theme.paint(self.figure, self.dark)
+        self._mapper.palette = theme.palette("diverging", self.dark)
+
+    def __panel__(self) -> Any:
+        buttons, gap = self.actions.buttons, {"gap": f"{theme.UNIT}px"}
+        return pn.Column(
+            self._title,
+            self._what,
+            pn.Row(*buttons[:2], sizing_mode="stretch_width", styles=gap),
+            pn.Row(*buttons[2:], sizing_mode="stretch_width", styles=gap),
+            pn.pane.Bokeh(self.figure, sizing_mode="stretch_width"),
+            self._pooled,
+            self._where,
+            self._largest,
+            self._norm,
+            self._scale,
+            sizing_mode="stretch_width",
+            styles=gap,
+        )
+
+
+def _pooled(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Values [pos, column] of at most MAX_COLUMNS columns, and how many dimensions each stands for."""
+    each = -(-values.shape[1] // MAX_COLUMNS)
+    if each == 1:
+        return values, 1
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % each))).reshape(len(values), -1, each)
+    furthest = np.abs(padded).argmax(-1)
+    return np.take_along_axis(padded, furthest[..., None], -1)[..., 0], each
