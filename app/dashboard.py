@@ -64,7 +64,7 @@ class Dashboard(Viewer):
         self.causal_map: CausalMap | None = None
         self.graph: Any = None
         self.part: Any = None
-        """They are there once their tabs have been opened."""
+        """They are there once they have been wanted: until then they would only keep the page waiting."""
         self.inspector = Inspector(session, dark=dark)
         self._beside = pn.Column(
             pn.Column(self.inspector, sizing_mode="stretch_width"), sizing_mode="stretch_width"
@@ -118,6 +118,11 @@ class Dashboard(Viewer):
     def _inspect(self, *events: Any) -> None:
         """Beside the graph is whatever part is selected there; elsewhere, the head."""
         is_part = self.tab == "Graph" and self.session.selection != ["L{}H{}.z".format(*self.session.head)]
+        if is_part and self.part is None:
+            from transpector.components.graph.part import PartInspector
+
+            self.part = PartInspector(self.session, dark=self.param.dark)
+            self._beside.append(pn.Column(self.part, sizing_mode="stretch_width"))
         self.inspector.in_view = self._beside[0].visible = not is_part
         if self.part is not None:
             self.part.in_view = self._beside[1].visible = is_part
@@ -126,13 +131,11 @@ class Dashboard(Viewer):
         """What a tab shows that is made when it is first opened: until then it would only keep the page waiting."""
         dark = self.param.dark
         if self.tab == "Graph":
-            # They bring a library that nothing else needs.
-            from transpector.components.graph.pane import ModelGraph
-            from transpector.components.graph.part import PartInspector
+            from transpector.components.graph.pane import (
+                ModelGraph,
+            )  # brings a library that nothing else needs
 
             self.graph = ModelGraph(self.session, dark=dark)
-            self.part = PartInspector(self.session, dark=dark)
-            self._beside.append(pn.Column(self.part, sizing_mode="stretch_width"))
             return self.graph
         self.causal_map = CausalMap(self.session, dark=dark)
         return self.causal_map

@@ -154,7 +154,9 @@ class _Builder:
             stream = self._block(layer, stream)
         last = self.spec.n_layers - 1
         hook = f"blocks.{last}.hook_resid_post"
-        after = self._add(Node(f"L{last}.resid_post", "resid_post", hook, self.stream, self.stream), stream)
+        after = self._add(
+            Node(f"L{last}.resid_post", "resid_post", hook, self.stream, self.stream, last), stream
+        )
         for part, shape in (("ln_final", self.stream), ("unembed", ("pos", self.spec.d_vocab))):
             if (hook := f"{part}.hook_out") in self.hooks:
                 after = self._add(Node(part, part, hook, shape, self.stream), [after])

@@ -9,7 +9,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from transpector.state.graph import NORMS
-from transpector.state.wiring import LAST_RESID
+from transpector.state.sites import KINDS
+from transpector.state.wiring import LAST_RESID, Address
 
 if TYPE_CHECKING:
     from transpector.state.graph import Node
@@ -69,29 +70,33 @@ def part_norms(run: "Run", nodes: Sequence["Node"]) -> dict[str, Float[np.ndarra
 
     Of a norm layer it is the divisor that it scales by. What was not kept has its layers done again, each once.
     """
-    of_sites = [node for node in nodes if node.site is not None and run.model.health.can_read(node.kind)]
-    run = run.model.complete(run, {node.site.tensor for node in of_sites})
+    addresses = {node: _told_by(node) for node in nodes}
+    addresses = {node: at for node, at in addresses.items() if at is not None and _is_there(run, at)}
+    run = run.model.complete(run, set(addresses.values()))
     found = {}
-    for node in of_sites:
-        whole = run.tensor(node.site.tensor)
-        value = whole if node.head is None else whole[:, node.head]
-        found[node.id] = value.float().norm(dim=-1).cpu().numpy()
-    inside = [
-        node for node in nodes if node.site is None and node.layer is not None and node.kind != "resid_post"
-    ]
-    for layer in {node.layer for node in inside}:
-        hooks = {
-            n.id: _told_by(n) for n in inside if n.layer == layer and _told_by(n) in run.model.stack.names
-        }
-        seen = run.model.capture(run, layer, tuple(hooks.values()))
-        for id, hook in hooks.items():
-            if hook in seen:  # a scale is one number at each position, and so its own norm
-                found[id] = seen[hook].float().norm(dim=-1).cpu().numpy()
+    for node, at in addresses.items():
+        if at in run.activations or at[0] in KINDS:  # a hook point may never fire
+            whole = run.tensor(at)
+            value = whole if node.head is None else whole[:, node.head]
+            found[node.id] = value.float().norm(dim=-1).cpu().numpy()  # a scale is one number, its own norm
     return found
 
 
-def _told_by(node: "Node") -> str:
-    return f"blocks.{node.layer}.{node.kind}.hook_scale" if node.kind in NORMS else node.hook
+def _told_by(node: "Node") -> Address | None:
+    """Where the number of a part is read."""
+    if node.site is not None:
+        return node.site.tensor
+    if node.kind == "resid_post":
+        return LAST_RESID
+    if node.layer is None:
+        return None
+    return f"blocks.{node.layer}.{node.kind}.hook_scale" if node.kind in NORMS else node.hook, node.layer
+
+
+def _is_there(run: "Run", at: Address) -> bool:
+    if at[0] in KINDS:
+        return run.model.health.can_read(at[0])
+    return at == LAST_RESID or at[0] in run.model.stack.names
 
 
 def part_values(run: "Run", node: "Node") -> Float[np.ndarray, "pos width"]:
@@ -105,7 +110,7 @@ def part_values(run: "Run", node: "Node") -> Float[np.ndarray, "pos width"]:
         last = run.tensor(LAST_RESID)
         value = run.model.worker.call(lambda: run.model.stack.norm(last[None])[0])
         return (last if node.kind == "resid_post" else value).float().cpu().numpy()
-    return run.model.capture(run, node.layer, [node.hook])[node.hook].float().cpu().numpy()
+    return run.tensor((node.hook, node.layer)).float().cpu().numpy()
 
 
 def repeats(token_ids: Sequence[int]) -> tuple[list[int], list[int]]:

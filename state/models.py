@@ -4,7 +4,7 @@ import hashlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ import torch
 
 from transpector.state.cache import RunCache
 from transpector.state.catalogue import resolve
-from transpector.state.errors import Cancelled, InterventionError, ModelError, SiteError, TextError
+from transpector.state.errors import Cancelled, InterventionError, ModelError, TextError
 from transpector.state.health import self_test
 from transpector.state.interventions import Intervention, Question
 from transpector.state.loading import boot, load_weights
 from transpector.state.resume import Start, best_start
-from transpector.state.run import Run, captured, completed, forward
+from transpector.state.run import Run, completed, forward
 from transpector.state.spec import ModelSpec, describe_config
 from transpector.state.stack import Stack
 from transpector.state.tokens import Tokens
@@ -202,23 +202,6 @@ class Model:
             )
         self.runs.put(self.fingerprint(), run)
         return run
-
-    def capture(self, run: Run, layer: int, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """What hook points of a layer that carry no site see in a run, by name, batch left out. Waits for the worker.
-
-        Raises SiteError if this model has no such hook point.
-        """
-        if missing := set(names) - set(self.stack.names):
-            raise SiteError(f"This model has no hook point {sorted(missing)[0]}.")
-
-        def job() -> dict[str, torch.Tensor]:
-            alone = self.wiring.by_layer
-            here = [i for i in run.interventions if not alone or i.site.layer == layer]
-            read = {i.source_site.tensor for i in here if i.reads_here}
-            completed = self._completed(self.recall(run.question) or run, frozenset(read))
-            return captured(completed, layer, names, self.sources(run.question, here)[0])
-
-        return self.worker.call(job)
 
     def sources(
         self,

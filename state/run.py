@@ -1,7 +1,7 @@
 """Run: what one hooked forward pass saw."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -113,14 +113,20 @@ class Run:
         return whole[site.index].to("cpu", torch.float32).numpy().copy()
 
     def tensor(self, address: Address) -> Tensor:
-        """A whole activation, from the store or, if it was not kept, from its layer done again."""
+        """A whole activation, from the store or, if it was not kept, from its layer done again.
+
+        What is no site goes by the name of its hook point, in place of a kind. Raises SiteError if that never fires.
+        """
         if address in self.activations:
             return self.activations[address]
         kind, layer = address
         written = any(intervention.site.tensor == address for intervention in self.interventions)
         if kind == "resid_mid" and not written and not self.model.wiring.parallel:
             return self.tensor(("resid_pre", layer)) + self.tensor(("attn_out", layer))
-        return self.model.complete(self, [address]).activations[address]
+        completed = self.model.complete(self, [address]).activations
+        if address not in completed:
+            raise SiteError(f"{kind} is never reached in this model, and so has no value.")
+        return completed[address]
 
     def storages(self) -> dict[int, int]:
         """Bytes of each distinct storage that this run holds on to, by address; its logits by its own."""
@@ -194,33 +200,9 @@ def completed(run: Run, wanted: Iterable[Address], sources: Mapping[Intervention
             # It was kept after the writes to it.
             hooked.writes.pop(("resid_pre", layer), None)
             hooked.visit(layer, run.activations["resid_pre", layer][None], calls[layer])
-    more = {address: hooked.kept[address][0] for address in wanted}
+    # A hook point that the model has may never fire.
+    more = {address: hooked.kept[address][0] for address in wanted if address in hooked.kept}
     return _with_logits(replace(run, activations={**run.activations, **more}), vars(run).get("_logits"))
-
-
-def captured(
-    run: Run, layer: int, names: Collection[str], sources: Mapping[Intervention, Tensor]
-) -> dict[str, Tensor]:
-    """What hook points of a layer that carry no site see, by name, batch left out: the layer is done again.
-
-    Only ever on the model's worker.
-    """
-    seen: dict[str, Tensor] = {}
-    model = run.model
-
-    def see(name: str) -> Callable[[Tensor, object], None]:
-        return lambda value, hook: seen.update({name: value[0]})
-
-    hooked = Pass(model.stack, model.wiring, run.interventions, sources)
-    ids = torch.tensor([run.question.token_ids], device=model.spec.device)
-    with torch.no_grad(), model.stack.hooked([(name, see(name)) for name in names]):
-        if model.wiring.by_layer:
-            hooked.kept.update((address, whole[None]) for address, whole in run.activations.items())
-            hooked.writes.pop(("resid_pre", layer), None)  # it was kept after the writes to it
-            hooked.visit(layer, run.activations["resid_pre", layer][None], hooked.open(ids)[1][layer])
-        else:
-            hooked.run(ids)
-    return seen
 
 
 def _with_logits(run: Run, logits: Tensor | None) -> Run:

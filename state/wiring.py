@@ -128,7 +128,7 @@ class Pass:
         self._hidden = hidden = self._change(("resid_pre", layer), hidden)
         if self._through_z(layer):
             self._learn_pattern(layer, hidden, call)
-        with self.stack.hooked(list(self._hooks_of(layer))):
+        with self.stack.hooked([*self._hooks_of(layer), *self._others_of(layer)]):
             hidden = call(hidden)
         if layer + 1 == self.wiring.n_layers and LAST_RESID in self._keep:
             self.kept[LAST_RESID] = hidden
@@ -162,6 +162,12 @@ class Pass:
             hook = self._hook(kind, layer)
             if hook is not None:
                 yield HOOKS[kind].format(layer=layer), hook
+
+    def _others_of(self, layer: int) -> Iterator[tuple[str, Hook]]:
+        """Those that carry no site: they are only ever read, by their own names."""
+        for name, at in self._keep:
+            if at == layer and name.startswith("blocks."):
+                yield name, self._direct((name, at))
 
     def _hook(self, kind: str, layer: int) -> Hook | None:
         at = (kind, layer)

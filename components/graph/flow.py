@@ -46,7 +46,6 @@ class Flow(Viewer):
     ):
         super().__init__(**params)
         self._refuses, self._drew, self._erased = refuses, drew, erased
-        self._dynamic = ""
         self._drawing: Drawing | None = None
         self._lines: tuple[Line, ...] = ()
         self._labels: Mapping[str, str] = {}
@@ -56,6 +55,7 @@ class Flow(Viewer):
             default_edge_editor=_NO_EDITOR,
             editor_mode="side",
             popup_trigger="none",
+            default_edge_options={"selectable": False, "focusable": False},
             show_minimap=True,
             min_zoom=0.05,
             max_zoom=3,
@@ -71,13 +71,8 @@ class Flow(Viewer):
     @param.depends("dark", watch=True)
     def _restyle(self) -> None:
         self.flow.param.update(
-            color_mode="dark" if self.dark else "light", stylesheets=[stylesheet(self.dark), self._dynamic]
+            color_mode="dark" if self.dark else "light", stylesheets=[stylesheet(self.dark)]
         )
-
-    def paint(self, css: str) -> None:
-        """Give what changes with every run, as rules on ``[data-id="…"]``: no node is made anew for it."""
-        self._dynamic = css
-        self._restyle()
 
     def show(self, drawing: Drawing, lines: tuple[Line, ...], labels: Mapping[str, str]) -> None:
         """Show a drawing, the lines on it, and what is written on some boxes in place of their labels."""
@@ -159,8 +154,6 @@ def _wires(drawing: Drawing) -> list[dict[str, Any]]:
             "type": _shape(drawing[wire.source], drawing[wire.target]) if wire.kind == STREAM else "bezier",
             "className": wire.kind,
             "deletable": False,
-            "selectable": False,
-            "focusable": False,
             "data": {},
         }
         for wire in drawing.wires
@@ -184,6 +177,8 @@ def _line(line: Line) -> dict[str, Any]:
         "className": "patch" if line.enabled else "patch off",
         "animated": line.enabled,
         "deletable": True,
+        "selectable": True,
+        "focusable": True,
         "zIndex": 10,
         "data": {},
     }

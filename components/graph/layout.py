@@ -49,6 +49,7 @@ _SIZES = {
     "unembed": (208, 152),
 }
 _POSITION = (92, 28)
+_STEP = 40  # px from a query to its key, and on to its value
 _GAP = 36  # px between two columns, for the wires
 _BETWEEN = 40  # px between two layers, each way
 _ASPECT = 1.35  # width by height that a whole picture of folded layers comes near to
@@ -281,8 +282,8 @@ class _Unfolded:
             shared = len(heads) / len(self.of[kind])
             for at, node in enumerate(self.of[kind]):
                 row = (at + 0.5) * shared - 0.5
-                self.boxes.append(_box(node, x + 30 * step, top + row * ROW_OF_A_HEAD + 14 * step))
-            right = x + 30 * step + _SIZES[kind][0] + _GAP
+                self.boxes.append(_box(node, x + _STEP * step, top + row * ROW_OF_A_HEAD + 14 * step))
+            right = x + _STEP * step + _SIZES[kind][0] + _GAP
         for row, node in enumerate(self.of.get("z", ())):
             self.boxes.append(_box(node, right, top + row * ROW_OF_A_HEAD + 3))
         return right + _SIZES["z"][0] + _GAP + 12 if "z" in self.kinds else right

@@ -1,5 +1,6 @@
 """Model graph: the model's own diagram, alive; a line drawn from one part to another is a patch."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,11 +12,11 @@ from transpector.components.graph import marks
 from transpector.components.graph.contributions import Contributions
 from transpector.components.graph.controls import Controls
 from transpector.components.graph.flow import HEIGHT, Flow, Line
-from transpector.components.graph.gestures import Gestures
 from transpector.components.graph.layout import Drawing, View, card_of, lay_out
 from transpector.components.graph.note_list import NoteList
 from transpector.components.graph.painter import Pictures, paint
 from transpector.components.graph.selection_bar import SelectionBar
+from transpector.components.graph.surface import Surface
 from transpector.components.parts.notice import Notice
 from transpector.state.errors import InterventionError, TranspectorError
 from transpector.state.interventions import Patch
@@ -43,7 +44,7 @@ class ModelGraph(Pane):
         self._is_fitted = False
         dark = self.param.dark
         self.flow = Flow(self._refuses, self._draw, self._erase, dark=dark)
-        self.gestures = Gestures(self._gesture, dark=dark)
+        self.surface = Surface(self._gesture, dark=dark)
         self.controls = Controls(session, self._filter, self.go_to, self._fold_all)
         self.bar = SelectionBar(session, self._toggle_selected, self._toggle_positions, dark=dark)
         self.notes = NoteList(self.go_to, session.annotate, dark=dark)
@@ -64,6 +65,8 @@ class ModelGraph(Pane):
         self.controls.contributions.param.watch(lambda event: self._weigh(), "value")
         self.param.watch(lambda event: self.refresh(), "dark")
         self.param.watch(lambda event: self._weigh(), "in_view")
+        if session.run is not None:  # the pictures follow
+            self._take(session.run, self._parts_of(session.run.model))
         self.refresh()
 
     def close(self) -> None:
@@ -77,24 +80,34 @@ class ModelGraph(Pane):
     # What is to be seen
 
     def measure(self, run: Any, baseline: Any, text_b: str) -> Any:
-        from transpector.state.graph import graph  # brings torch, which the first paint does not wait for
-
         model, shown = run.model, run
         if self.controls.from_b.value and text_b:
             ids = tuple(model.tokenize(text_b, run.question.bos))
             shown = model.answer(replace(run.question, token_ids=ids, interventions=()))
-        parts = graph(model)
-        view = self.view if model is self._model else View()
-        return model, parts, visible(run.tokens), paint(shown, run, baseline, parts, view, self.dark)
+        parts = self._parts_of(model)
+        view = self.view if self._model in (None, model) else View()
+        return run, parts, paint(shown, run, baseline, parts, view, self.dark)
+
+    @staticmethod
+    def _parts_of(model: Any) -> Any:
+        from transpector.state.graph import graph  # brings torch, which is here only once a model is
+
+        return graph(model)
 
     def show(self, numbers: Any) -> None:
-        model, parts, self._tokens, self._pictures = numbers
-        if model is not self._model:
-            self._model, self.graph, self.view = model, parts, View()
-            self._is_fitted = False
-            self.controls.offer(model.spec.n_layers, [node.id for node in parts.nodes])
-        self._arrange()
+        run, parts, self._pictures = numbers
+        self._take(run, parts)
         self._list_notes()
+
+    def _take(self, run: Any, parts: Any) -> None:
+        """Draw the graph of a run's model."""
+        self._tokens = visible(run.tokens)
+        if run.model is not self._model:
+            self.view = self.view if self._model is None else View()
+            self._model, self.graph = run.model, parts
+            self._is_fitted = False
+            self.controls.offer(run.model.spec.n_layers, [node.id for node in parts.nodes])
+        self._arrange()
 
     def _arrange(self) -> None:
         """Draw what there is to be seen, at once; pictures of it may follow."""
@@ -123,7 +136,7 @@ class ModelGraph(Pane):
         noted = filter(None, (self._box_of(note.node) for note in self._notes_here()))
         rules = marks.rules(states, noted, unable, self.drawing, self.dark)
         weights = self.contributions.rules(self.drawing, self.dark)
-        self.flow.paint("\n".join((self._pictures.css, rules, weights)))
+        self.surface.css = "\n".join((self._pictures.css, rules, weights))
         self._refusal.text = self.contributions.trouble or self._refusal.text
         self._selection_changed()
 
@@ -172,7 +185,7 @@ class ModelGraph(Pane):
         if self.drawing is None:
             return
         ids = list(self.session.selection)
-        self.gestures.picked = [box for box in map(self._box_of, ids) if box]
+        self.surface.picked = [box for box in map(self._box_of, ids) if box]
         note = next((note.text for note in self._notes_here() if ids == [note.node]), "")
         self.bar.show(ids, bool(self._selected_layers()), note)
         abilities = self._model.health.abilities
@@ -203,7 +216,7 @@ class ModelGraph(Pane):
             return
         layer = self.graph[id].layer
         if layer is not None and layer not in self.view.unfolded:
-            self._look(unfolded=self.view.unfolded | {layer})
+            self.unfold({layer})
         self.session.selection = [id]
         box = card_of(layer) if layer is not None else self._box_of(id)
         if box is not None and box in self.drawing:
@@ -258,7 +271,7 @@ class ModelGraph(Pane):
             case "menu":
                 if made["id"] not in self.session.selection:
                     self.session.selection = [made["id"]]
-                self.gestures.open_menu(self.bar.choices(), made["x"], made["y"])
+                self.surface.open_menu(self.bar.choices(), made["x"], made["y"])
             case "chosen":
                 self.bar.choose(made["label"])
             case "refused":
@@ -272,6 +285,10 @@ class ModelGraph(Pane):
         self.view = replace(self.view, **changes)
         self._arrange()
         self.refresh()
+
+    def unfold(self, layers: Iterable[int]) -> None:
+        """Show these layers in full."""
+        self._look(unfolded=self.view.unfolded | set(layers))
 
     def _toggle(self, layers: set[int]) -> None:
         unfolded = self.view.unfolded
@@ -321,8 +338,8 @@ class ModelGraph(Pane):
         return pn.Column(
             self.controls,
             pn.FlexBox(self.bar, self.controls.from_b, self.controls.contributions, **between),
-            # The gestures come right after the diagram that they are made on.
-            pn.Column(self.flow, self.gestures, *self._over, sizing_mode="stretch_width"),
+            # The surface comes right after the diagram that it is of.
+            pn.Column(self.flow, self.surface, *self._over, sizing_mode="stretch_width"),
             self._hint,
             self.notes,
             sizing_mode="stretch_width",

@@ -10,13 +10,14 @@ from PIL import Image
 
 from transpector.components import theme
 
+LEVELS = 32  # of a scale: more can't be told apart in a thumbnail, and would be sent for nothing
 GAP = 2  # px between two thumbnails of a strip
 BAR_HEIGHT = 24  # px of a picture of bars; it is stretched to its node
 
 
 def thumbnail(pattern: UInt8[np.ndarray, "row col"], dark: bool) -> str:
     """One head's pattern, as a `data:` address; 255 is probability 1."""
-    return _png(pattern, theme.sequential(dark))
+    return _png(*_levels(pattern, dark))
 
 
 def strip(patterns: UInt8[np.ndarray, "head row col"], dark: bool, n_rows: int) -> str:
@@ -26,9 +27,8 @@ def strip(patterns: UInt8[np.ndarray, "head row col"], dark: bool, n_rows: int) 
     whole = np.zeros((n_rows * (side + GAP) - GAP, n_columns * (side + GAP) - GAP), np.uint8)
     for head, pattern in enumerate(patterns):
         row, column = (at * (side + GAP) for at in divmod(head, n_columns))
-        # What rounds to nothing still belongs to a head, and is told from the gap.
-        whole[row : row + side, column : column + side] = np.maximum(pattern, 1)
-    return _png(whole, theme.sequential(dark), clear=True)
+        whole[row : row + side, column : column + side] = pattern
+    return _png(*_levels(whole, dark))
 
 
 def bars(heights: Float[np.ndarray, " pos"], colour: str) -> str:
@@ -61,9 +61,16 @@ def heights(norms: Mapping[str, Float[np.ndarray, " pos"]]) -> dict[str, Float[n
     return {id: values / top for id, values in norms.items()}
 
 
+def _levels(values: UInt8[np.ndarray, "row col"], dark: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Values as entries of a shorter scale, and that scale; what is not nothing stays so."""
+    rounded = np.rint(values * ((LEVELS - 1) / 255))
+    entries = np.where(values > 0, np.maximum(rounded, 1), 0).astype(np.uint8)
+    return entries, theme.sequential(dark)[np.linspace(0, 255, LEVELS).astype(int)]
+
+
 def _png(indices: UInt8[np.ndarray, "row col"], palette: np.ndarray, clear: bool = False) -> str:
     image = Image.frombytes("P", indices.shape[::-1], np.ascontiguousarray(indices).tobytes())
-    image.putpalette(np.ascontiguousarray(palette[:256]).astype(np.uint8).tobytes())
+    image.putpalette(np.ascontiguousarray(palette).astype(np.uint8).tobytes())
     written = io.BytesIO()
     image.save(written, "PNG", **({"transparency": 0} if clear else {}))
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()

@@ -6,7 +6,8 @@ import torch
 
 import random_models
 import transpector as tp
-from transpector.state.graph import Edge, drawn
+from transpector.state import measure
+from transpector.state.graph import NORMS, Edge, drawn
 
 TEXT = "the cat sat on the mat"
 N_POS = 10
@@ -173,3 +174,36 @@ def test_a_line_that_is_no_patch_says_why(random_lm, source, target, text, reaso
     graph = tp.graph(lm)
     with pytest.raises(tp.TranspectorError, match=reason):
         drawn(lm, graph[source], graph[target], 6, text)
+
+
+def test_the_norms_of_parts_are_those_of_what_their_hooks_see(lm):
+    graph = tp.graph(lm)
+    found, _ = values(lm, graph)
+    run = tp.Session(model=lm, text=TEXT).wait().run
+    norms = measure.part_norms(run, graph.layer(1))
+    for node in graph.layer(1):
+        if node.kind in NORMS:
+            continue
+        if node.site is None or lm.health.can_read(node.kind):
+            wanted = found[node.id].norm(dim=-1).numpy()
+            assert np.allclose(norms[node.id], wanted, rtol=1e-4, atol=1e-4), node
+        assert np.allclose(measure.part_values(run, node), found[node.id].numpy(), atol=1e-4), node
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_norm_scales_by_the_spread_of_what_it_reads_under_interventions(random_lm, odd_lm, odd):
+    lm = odd_lm if odd else random_lm("llama")
+    s = tp.Session(model=lm, text=TEXT, interventions=[tp.Ablate("L1H1.z"), tp.Ablate("L0.mlp_out", "mean")])
+    run = s.wait().run
+    norms = measure.part_norms(run, tp.graph(lm).layer(1))
+    for norm, stream in (("ln1", "resid_pre"), ("ln2", "resid_mid")):
+        read = run.activation(f"L1.{stream}")
+        assert np.allclose(norms[f"L1.{norm}"], np.sqrt((read**2).mean(-1) + 1e-5), rtol=1e-4), norm
+
+
+def test_a_hook_point_that_is_not_there_has_no_value(random_lm):
+    run = tp.Session(model=random_lm("gpt2"), text=TEXT).wait().run
+    node = tp.graph(random_lm("gpt2"))["L1.ln1"]
+    with pytest.raises(KeyError):
+        run.tensor(("blocks.1.ln9.hook_scale", 1))
+    assert "L1.ln1" in measure.part_norms(run, [node])

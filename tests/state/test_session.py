@@ -991,3 +991,32 @@ def test_what_was_not_kept_is_read_under_the_same_interventions(session, hf_mode
     expected = forward(hf_model, session.run.token_ids, {("mlp_out", 0): torch.zeros_like})
     expected = expected.activations[site.tensor][site.index].numpy()
     assert np.abs(np.maximum(value, -1e9) - np.maximum(expected, -1e9)).max() <= 1e-4
+
+
+def test_what_is_selected_and_the_selected_head_agree(random_lm):
+    session = tp.Session(model=random_lm("llama"), text="the cat").wait()
+    assert session.selection == ["L0H0.z"]
+    session.head = (2, 1)
+    assert session.selection == ["L2H1.z"]
+    session.selection = ["L1H3.z", "L1.mlp_out"]
+    assert session.head == (1, 3)
+    assert [str(site) for site in session.sites] == ["L1H3.z", "L1.mlp_out"]
+    session.selection = ["L1.ln1", "L1", "nothing", "L2.resid_pre@1"]
+    assert session.head == (1, 3)
+    assert [str(site) for site in session.sites] == ["L2.resid_pre@1"]
+
+
+def test_a_note_is_of_one_part_of_one_model(random_lm):
+    session = tp.Session(model=random_lm("llama"), text="the cat").wait()
+    name = session.model.name
+    session.annotate("L1.mlp_out", "  first ")
+    session.annotate("L0H0.z", "second")
+    session.annotate("L1.mlp_out", "third")
+    assert session.notes == [tp.Note(name, "L0H0.z", "second"), tp.Note(name, "L1.mlp_out", "third")]
+    session.annotate("L0H0.z", " ")
+    assert session.notes == [tp.Note(name, "L1.mlp_out", "third")]
+    session.model = random_lm("gpt2")
+    session.annotate("L1.mlp_out", "of another")
+    assert len(session.notes) == 2
+    with pytest.raises(tp.ModelError):
+        tp.Session().annotate("L0H0.z", "nowhere")

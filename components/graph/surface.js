@@ -1,5 +1,6 @@
 // What the flow library does not tell: clicks on titles, double and right clicks, drops that were refused, keys, its size;
-// and the menu that a right click opens. It listens on the element that it shares with the diagram.
+// the menu that a right click opens, and the style that changes with every run, which the library would have to make
+// every node anew for. It listens on the element that it shares with the diagram.
 
 const CSS = `
 .menu { position: fixed; z-index: 2000; display: grid; min-width: 148px; padding: 4px; border-radius: 6px; font: 13px/20px var(--sans);
@@ -20,7 +21,9 @@ export function render({model}) {
   list.className = "menu"
   list.setAttribute("role", "menu")
   root.append(style, list)
-  const marks = document.createElement("style") // in the diagram's own root
+  // In the diagram's own root:
+  const pictures = document.createElement("style")
+  const marks = document.createElement("style")
   let shared = null
 
   const path = (event) => event.composedPath().filter((each) => each instanceof Element)
@@ -44,6 +47,10 @@ export function render({model}) {
     const look = model.esm_constants[model.dark ? "dark" : "light"]
     const picked = model.picked.map((id) => `.react-flow__node[data-id="${window.CSS.escape(id)}"]`).join(", ")
     marks.textContent = picked && `${picked} { box-shadow: 0 0 0 2px ${look.accent} !important; }`
+  }
+
+  function paint() {
+    pictures.textContent = model.css
   }
 
   function twice(event) {
@@ -142,7 +149,8 @@ export function render({model}) {
     shared = host.parentNode
     for (const [name, listener] of watched) shared.addEventListener(name, listener, true)
     const diagram = host.previousElementSibling
-    diagram.shadowRoot.append(marks)
+    diagram.shadowRoot.append(pictures, marks)
+    paint()
     mark()
     sizes.observe(diagram)
   }
@@ -156,6 +164,7 @@ export function render({model}) {
 
   document.addEventListener("mousedown", outside, true)
   model.on("menu", showMenu)
+  model.on("css", paint)
   model.on("picked", mark)
   model.on("dark", mark)
   model.on("after_layout", attach)

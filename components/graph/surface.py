@@ -1,4 +1,4 @@
-"""Gestures: what the user does to the diagram beside selecting, drawing and erasing."""
+"""Surface: the diagram as it lies on the page: what is done to it beside drawing and erasing, and what changes its look."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from panel.custom import JSComponent
 from transpector.components import theme
 
 
-class Gestures(JSComponent):
+class Surface(JSComponent):
     """Put right after the diagram in the same column. ``made`` is given ``{what, …}``.
 
     ``pick`` comes with the ``ids`` of nodes, and says whether ``more`` are to be selected than these (Shift).
@@ -19,12 +19,13 @@ class Gestures(JSComponent):
     the diagram's ``width`` and ``height``, px.
     """
 
+    css = param.String(doc="Style rules for the diagram, on nodes and wires by their `data-id`.")
     picked = param.List(default=[], item_type=str, doc="Ids of the nodes that are to be seen selected.")
     menu = param.List(default=[], item_type=dict, doc="Entries `{label, icon}` of the menu that is to open.")
     at = param.NumericTuple(default=(0, 0), length=2, doc="Where it opens, px of the window.")
     dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
 
-    _esm = Path(__file__).parent / "gestures.js"
+    _esm = Path(__file__).parent / "surface.js"
     _constants = theme.constants()
 
     def __init__(self, made: Callable[[dict[str, Any]], None], **params: Any):
