@@ -74,6 +74,32 @@ def causal_map(page: Page, address: str) -> None:
     page.screenshot(path=DOCS / "causal-map.png")
 
 
+def graph(page: Page, address: str) -> None:
+    """SmolLM2's graph: an early layer unfolded, one of its heads patched from another, contributions on the wires."""
+    page.set_viewport_size({"width": 1440, "height": 1000})
+    first_sight(page, address)
+    page.get_by_role("tab", name="Graph").click()
+    part = lambda id: page.locator(f'.react-flow__node[data-id="{id}"]')  # noqa: E731
+    part("L2").locator(".rf-node-label").click()
+    part("L2H0.z").wait_for()
+    settle(page)
+    source, target = part("L2H1.z").bounding_box(), part("L2H7.z").bounding_box()
+    page.mouse.move(source["x"] + source["width"] - 2, source["y"] + source["height"] / 2)
+    page.mouse.move(source["x"] + source["width"], source["y"] + source["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(source["x"] + source["width"] + 40, source["y"] + 20, steps=5)
+    page.locator(".rf-handle-valid").first.wait_for(state="attached")
+    page.mouse.move(target["x"] + target["width"] / 2, target["y"] + target["height"] / 2, steps=8)
+    page.mouse.up()
+    page.locator(".react-flow__edge.patch").wait_for(state="attached")
+    page.get_by_role("switch", name="Contributions").check()
+    part("L2.mlp_out").click()
+    settle(page)
+    page.mouse.move(1080, 990)
+    settle(page)
+    page.screenshot(path=DOCS / "graph.png")
+
+
 def dark(page: Page, address: str) -> None:
     """The built-in model in the dark: the induction head zeroed, another frozen, a layer's output patched."""
     first_sight(page, address)
@@ -95,7 +121,7 @@ def main() -> None:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        for model, take in ((SMOLLM2, light), (SMOLLM2, causal_map), ("builtin", dark)):
+        for model, take in ((SMOLLM2, light), (SMOLLM2, causal_map), (SMOLLM2, graph), ("builtin", dark)):
             with server(model) as address:
                 take(browser.new_page(viewport={"width": 1440, "height": 900}), address)
         browser.close()

@@ -36,7 +36,7 @@ class Controls(Viewer):
         self._session = session
         self.find = pmui.AutocompleteInput(
             label="Find a part",
-            placeholder="L5H1, L9.mlp_out",
+            placeholder="L5, L5H1, L9.mlp_out",
             options=[],
             case_sensitive=False,
             min_characters=1,

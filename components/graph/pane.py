@@ -106,7 +106,10 @@ class ModelGraph(Pane):
             self.view = self.view if self._model is None else View()
             self._model, self.graph = run.model, parts
             self._is_fitted = False
-            self.controls.offer(run.model.spec.n_layers, [node.id for node in parts.nodes])
+            n_layers = run.model.spec.n_layers
+            self.controls.offer(
+                n_layers, [*map(card_of, range(n_layers)), *(node.id for node in parts.nodes)]
+            )
         self._arrange()
 
     def _arrange(self) -> None:
@@ -211,15 +214,18 @@ class ModelGraph(Pane):
         self.session.selection = [f"L{layer}H{head}.z"]
 
     def go_to(self, id: str) -> None:
-        """Select a part, unfold its layer, and bring that into sight."""
-        if self.graph is None or id not in self.graph:
+        """Select a part and unfold its layer, or select a layer, and bring it into sight."""
+        if self.drawing is None:
             return
-        layer = self.graph[id].layer
-        if layer is not None and layer not in self.view.unfolded:
-            self.unfold({layer})
-        self.session.selection = [id]
-        box = card_of(layer) if layer is not None else self._box_of(id)
-        if box is not None and box in self.drawing:
+        if id in self.graph:
+            layer = self.graph[id].layer
+            if layer is not None and layer not in self.view.unfolded:
+                self.unfold({layer})
+            box = card_of(layer) if layer is not None else id
+        else:
+            box = id
+        if box in self.drawing:
+            self.session.selection = [id]
             self.flow.look_at(self.drawing.bounds({box}), self._size)
 
     # What is drawn

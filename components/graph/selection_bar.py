@@ -30,7 +30,9 @@ class SelectionBar(Viewer):
     ):
         super().__init__(**params)
         self._session = session
-        self._chosen = Notice(tone="heading", dark=self.param.dark, sizing_mode="fixed", width=112)
+        self._chosen = Notice(
+            tone="heading", dark=self.param.dark, sizing_mode="fixed", width=112, align="center"
+        )
         self.actions = SiteActions(session, lambda: session.sites, icons_only=True)
         self.unfold = self._icon("Unfold", "unfold_more", "Unfold its layer, or fold it", unfold)
         self.by_position = self._icon(
