@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from transpector.components import theme
-from transpector.components.graph.layout import Drawing
+from transpector.components.graph.drawing import Drawing
 from transpector.state.errors import TranspectorError
 
 WIDEST = 9  # px of a wire

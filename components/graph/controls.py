@@ -8,7 +8,7 @@ import panel_material_ui as pmui
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.graph.layout import GROUPS
+from transpector.components.graph.drawing import GROUPS
 
 _SMALL = {"size": "small", "margin": 0}
 _QUIET = {

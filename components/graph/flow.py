@@ -8,7 +8,7 @@ import param
 from panel.viewable import Viewer
 from panel_reactflow import ReactFlow
 
-from transpector.components.graph.layout import LAYER, STREAM, STRIP, TURN, Box, Drawing
+from transpector.components.graph.drawing import LAYER, STREAM, STRIP, TURN, Box, Drawing
 from transpector.components.graph.style import stylesheet
 
 HEIGHT = 560  # px

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from transpector.components import theme
-from transpector.components.graph.layout import Drawing
+from transpector.components.graph.drawing import Drawing
 from transpector.components.graph.pictures import at
 from transpector.state.interventions import Intervention
 

@@ -9,7 +9,7 @@ import numpy as np
 from transpector.components import theme
 from transpector.components.base import short, visible
 from transpector.components.graph import pictures
-from transpector.components.graph.layout import View, card_of
+from transpector.components.graph.drawing import View, card_of
 
 CARD_SIDE, HEAD_SIDE = 24, 32  # px of a thumbnail, at most: on a folded layer, and of a head on its own
 N_TOKENS = 5

@@ -11,8 +11,9 @@ from transpector.components.base import Pane, visible
 from transpector.components.graph import marks
 from transpector.components.graph.contributions import Contributions
 from transpector.components.graph.controls import Controls
+from transpector.components.graph.drawing import Drawing, View, card_of
 from transpector.components.graph.flow import HEIGHT, Flow, Line
-from transpector.components.graph.layout import Drawing, View, card_of, lay_out
+from transpector.components.graph.layout import lay_out
 from transpector.components.graph.note_list import NoteList
 from transpector.components.graph.painter import Pictures, paint
 from transpector.components.graph.selection_bar import SelectionBar

@@ -7,17 +7,8 @@ import pytest
 import random_models
 import transpector as tp
 from transpector.components.graph import marks
-from transpector.components.graph.layout import (
-    CARD,
-    GROUPS,
-    LAYER,
-    STREAM,
-    STRIP,
-    TURN,
-    View,
-    card_of,
-    lay_out,
-)
+from transpector.components.graph.drawing import CARD, GROUPS, LAYER, STREAM, STRIP, TURN, View, card_of
+from transpector.components.graph.layout import lay_out
 
 TOKENS = [f"t{position}" for position in range(9)]
 
