@@ -26,6 +26,7 @@ _HINT = (
     "Click a layer's name to unfold it. Drag from the right edge of a part onto another to patch it; right-click a part "
     "for what else can be done, press ? for the keys."
 )
+_EMPTY = "The graph is drawn as soon as a model has read a text."
 
 
 class ModelGraph(Pane):
@@ -55,7 +56,7 @@ class ModelGraph(Pane):
         self._why_not = Notice(dark=dark, tone="warning", styles=over)
         self._refusal = Notice(dark=dark, tone="warning", styles=over)
         self._over = (self._why_not, self._refusal)
-        self._hint = Notice(text=_HINT, dark=dark)
+        self._hint = Notice(text=_EMPTY, dark=dark)
         self._more = [
             session.param.watch(lambda event: self._arrange(), "interventions"),
             session.param.watch(lambda event: self._selection_changed(), "selection"),
@@ -81,13 +82,16 @@ class ModelGraph(Pane):
     # What is to be seen
 
     def measure(self, run: Any, baseline: Any, text_b: str) -> Any:
-        model, shown = run.model, run
+        model, shown, trouble = run.model, run, ""
         if self.controls.from_b.value and text_b:
-            ids = tuple(model.tokenize(text_b, run.question.bos))
-            shown = model.answer(replace(run.question, token_ids=ids, interventions=()))
+            try:
+                ids = tuple(model.tokenize(text_b, run.question.bos))
+                shown = model.answer(replace(run.question, token_ids=ids, interventions=()))
+            except TranspectorError as error:
+                trouble = f"Text B: {error}"
         parts = self._parts_of(model)
         view = self.view if self._model in (None, model) else View()
-        return run, parts, paint(shown, run, baseline, parts, view, self.dark)
+        return run, parts, paint(shown, run, baseline, parts, view, self.dark), trouble
 
     @staticmethod
     def _parts_of(model: Any) -> Any:
@@ -96,12 +100,14 @@ class ModelGraph(Pane):
         return graph(model)
 
     def show(self, numbers: Any) -> None:
-        run, parts, self._pictures = numbers
+        run, parts, self._pictures, trouble = numbers
         self._take(run, parts)
+        self._refusal.text = trouble or self._refusal.text
         self._list_notes()
 
     def _take(self, run: Any, parts: Any) -> None:
         """Draw the graph of a run's model."""
+        self._hint.text = _HINT
         self._tokens = visible(run.tokens)
         if run.model is not self._model:
             self.view = self.view if self._model is None else View()

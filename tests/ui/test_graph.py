@@ -236,6 +236,18 @@ def test_from_text_b_a_part_can_be_patched_onto_itself(diagram):
     ]
 
 
+def test_a_text_b_that_cannot_be_read_is_said_and_the_pictures_stay(diagram):
+    session, desk = diagram.session, diagram.desk
+    desk.text_b.fill("boat " * 900)
+    desk.until(lambda: session.text_b)
+    switch = diagram.page.get_by_role("switch", name="Draw from text B")
+    desk.until(switch.is_enabled)
+    switch.check()
+    expect(desk.warning.filter(has_text="Text B: The text has")).to_be_visible()
+    desk.text_b.fill("")
+    desk.until(lambda: not diagram.pane.controls.from_b.value)
+
+
 def test_a_single_position_can_be_patched_by_drawing(diagram):
     session, desk = diagram.session, diagram.desk
     diagram.unfold(1)
