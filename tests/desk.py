@@ -149,7 +149,9 @@ class Desk:
     def choose(self, label: str, option: str) -> None:
         """Choose from a select."""
         self.select(label).click()
-        self.page.get_by_role("menuitem", name=option, exact=True).click()
+        item = self.page.get_by_role("menuitem", name=option, exact=True)
+        item.click()
+        item.wait_for(state="hidden")  # until the menu has gone, it takes every click on the page
 
     def select(self, label: str) -> Locator:
         return self.page.get_by_role("combobox", name=label)

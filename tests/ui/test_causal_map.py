@@ -71,8 +71,10 @@ def cell(desk, row, column):
 
 def click_cell(desk, row, column):
     expect(desk.page.locator(".MuiModal-backdrop:visible")).to_have_count(0)  # a closing menu takes the click
-    x, y = cell(desk, row, column)
-    desk.page.mouse.click(x, y)
+    before = None
+    while before != (before := cell(desk, row, column)):  # a figure that is new is still being laid out
+        desk.page.wait_for_timeout(200)
+    desk.page.mouse.click(*before)
 
 
 def test_every_head_is_set_to_zero_in_turn_and_the_map_shows_what_a_run_gives(map_desk, builtin):
