@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from transpector.state.errors import SiteError
 from transpector.state.graph import NORMS
 from transpector.state.sites import KINDS
 from transpector.state.wiring import LAST_RESID, Address
@@ -100,16 +101,22 @@ def _is_there(run: "Run", at: Address) -> bool:
 
 
 def part_values(run: "Run", node: "Node") -> Float[np.ndarray, "pos width"]:
-    """What a part of the model's graph writes, at each position or at the one that it stands for."""
+    """What a part of the model's graph writes, at each position or at the one that it stands for.
+
+    Raises SiteError where that is not kept: of what is added to the embedding.
+    """
     if node.site is not None:
         value = run.activation(node.site)
         return value[None] if value.ndim == 1 else value
     if node.kind == "unembed":
         return run.logits.float().cpu().numpy()
-    if node.layer is None or node.kind == "resid_post":
-        last = run.tensor(LAST_RESID)
-        value = run.model.worker.call(lambda: run.model.stack.norm(last[None])[0])
-        return (last if node.kind == "resid_post" else value).float().cpu().numpy()
+    if node.kind == "resid_post":
+        return run.tensor(LAST_RESID).float().cpu().numpy()
+    if node.kind == "ln_final":
+        last = run.tensor(LAST_RESID)[None]
+        return run.model.worker.call(lambda: run.model.stack.norm(last)[0]).float().cpu().numpy()
+    if node.layer is None:
+        raise SiteError(f"{node.id} is not kept. Look at embed and at L0.resid_pre, between which it lies.")
     return run.tensor((node.hook, node.layer)).float().cpu().numpy()
 
 

@@ -13,6 +13,7 @@ from transpector.components.parts.notice import Notice
 from transpector.components.parts.position_bars import PositionBars
 from transpector.components.parts.site_actions import SiteActions
 from transpector.components.parts.token_bars import TokenBars
+from transpector.state.errors import TranspectorError
 
 N_LARGEST = 6
 MAX_COLUMNS = 256  # of the picture of values; more are pooled by what is furthest from zero
@@ -91,8 +92,8 @@ class PartInspector(Pane):
         numbers["what"] = f"{node.hook}, {shape}"
         try:
             values = measure.part_values(run, node)
-        except Exception as error:  # noqa: BLE001 - whatever an architecture lacks, the rest is still to be seen
-            return numbers | {"what": f"{numbers['what']}. Its values can't be read here ({error})."}
+        except TranspectorError as error:
+            return numbers | {"what": f"{numbers['what']}. {error}"}
         numbers["values"], numbers["pooled"] = _pooled(values)
         row = values[0 if len(values) == 1 else at]
         largest = np.argsort(-np.abs(row))[:N_LARGEST]

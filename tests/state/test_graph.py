@@ -190,6 +190,20 @@ def test_the_norms_of_parts_are_those_of_what_their_hooks_see(lm):
         assert np.allclose(measure.part_values(run, node), found[node.id].numpy(), atol=1e-4), node
 
 
+def test_what_is_outside_the_layers_is_what_its_hook_sees_or_is_said_not_to_be_kept(lm):
+    graph = tp.graph(lm)
+    found, _ = values(lm, graph)
+    run = tp.Session(model=lm, text=TEXT).wait().run
+    for node in (*graph.layer(None), graph[f"L{lm.spec.n_layers - 1}.resid_post"]):
+        if node.kind in ("pos_embed", "embed_ln"):
+            with pytest.raises(tp.SiteError, match=f"{node.id} is not kept"):
+                measure.part_values(run, node)
+        elif node.kind == "unembed":  # before the soft cap that some models put on their logits
+            assert measure.part_values(run, node).shape == found[node.id].shape
+        else:
+            assert np.allclose(measure.part_values(run, node), found[node.id].numpy(), atol=1e-4), node
+
+
 @pytest.mark.parametrize("odd", [False, True])
 def test_a_norm_scales_by_the_spread_of_what_it_reads_under_interventions(random_lm, odd_lm, odd):
     lm = odd_lm if odd else random_lm("llama")
