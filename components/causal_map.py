@@ -286,7 +286,7 @@ class CausalMap(Viewer):
         colours = theme.ground(self.dark)
         frames = [
             (index, getattr(colours, theme.STATES[verb]), 5)
-            for index, verb in view.touched(self.session.interventions)
+            for index, verb in view.touched(self.session.changes)
         ]
         if chosen is not None:
             frames.append((chosen, colours.accent, 2))  # with the other to be seen around it

@@ -114,16 +114,10 @@ class AttentionSheet(Pane):
         """A head is marked by what is done to it; what is done to a whole layer marks all its heads."""
         model = self.session.model
         marks = []
-        for intervention in self.session.interventions:
-            site = intervention.site
-            if (
-                model is None
-                or not intervention.enabled
-                or site.layer is None
-                or site.layer >= model.spec.n_layers
-            ):
+        for verb, site in self.session.changes:
+            if site.layer is None or site.layer >= model.spec.n_layers:
                 continue
-            if not {"head", "kv_head"} & set(site.axes_of_kind):
+            if site.kind != "attn_out" and not {"head", "kv_head"} & set(site.axes_of_kind):
                 continue
             shared = model.spec.n_heads // model.spec.n_kv_heads if "kv_head" in site.axes_of_kind else 1
             heads = (
@@ -131,10 +125,7 @@ class AttentionSheet(Pane):
                 if site.head is None
                 else range(site.head * shared, (site.head + 1) * shared)
             )
-            marks += [
-                {"layer": site.layer, "head": head, "state": theme.STATES[intervention.verb]}
-                for head in heads
-            ]
+            marks += [{"layer": site.layer, "head": head, "state": theme.STATES[verb]} for head in heads]
         return marks
 
     def __panel__(self) -> Any:

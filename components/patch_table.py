@@ -61,7 +61,7 @@ class PatchTable(Viewer):
             effect = session.effects.get(at) if intervention.enabled else None
             rows.append(
                 {
-                    "site": str(intervention.site),
+                    "site": intervention.where,
                     "verb": intervention.verb,
                     "what": intervention.what,
                     "name": intervention.name,

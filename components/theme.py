@@ -69,7 +69,13 @@ DARK = Ground(
 ICONS = {"ablated": "block", "frozen": "ac_unit", "patched": "alt_route", "steered": "near_me"}
 """The Material icon of each state of a component of the model."""
 
-STATES = {"ablate": "ablated", "freeze": "frozen", "patch": "patched"}
+STATES = {
+    "ablate": "ablated",
+    "freeze": "frozen",
+    "patch": "patched",
+    "skip": "ablated",
+    "steer": "steered",
+}
 """What an intervention's verb makes of a component."""
 
 _SEQUENTIAL = {

@@ -151,7 +151,7 @@ class Batch:
         if not ground.model.wiring.by_layer:
             yield from self._one_by_one()
             return
-        hooked = Pass(ground.model.stack, ground.model.wiring, ground.run.interventions, ground.sources)
+        hooked = Pass(ground.model.stack, ground.model.wiring, ground.run.writes, ground.sources)
         entering = defaultdict(list)
         for cell in self.cells:
             entering[cell[1].site.layer].append(cell)

@@ -1,9 +1,8 @@
-"""Interventions: changes to the forward pass, as values that print, compare and travel as JSON."""
+"""Interventions: changes to the forward pass, as values that print, compare and travel."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from transpector.state.errors import InterventionError
 from transpector.state.sites import Site
@@ -11,7 +10,12 @@ from transpector.state.sites import Site
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from transpector.state.models import Model
+    from transpector.state.run import Run
     from transpector.state.spec import ModelSpec
+
+Tokenize = Callable[[str, bool], Sequence[int]]
+"""Ids of a text, with BOS in front or not."""
 
 # What a causal mask leaves in attention scores lies far below; no real score does, in any dtype.
 MASKED_BELOW = -3e4
@@ -49,6 +53,15 @@ class Intervention:
             if part.name in ("site", "target", "source"):
                 object.__setattr__(self, part.name, Site.parse(getattr(self, part.name)))
 
+    def writes(self, spec: "ModelSpec") -> "tuple[Intervention, ...]":
+        """The same, one site at a time, in order."""
+        return (self,)
+
+    @property
+    def where(self) -> str:
+        """The place in the model, as it is printed."""
+        return str(self.site)
+
     @property
     def source_site(self) -> Site | None:
         """The site whose value this reads, if it reads one."""
@@ -59,12 +72,30 @@ class Intervention:
         """Whether what it reads is in the same run."""
         return False
 
-    def origin(self, question: Question, tokenize: "Callable[[str, bool], Sequence[int]]") -> Question | None:
-        """The other question whose run this reads from, if any, when it is part of ``question``."""
-        return None
+    def origins(self, question: Question, tokenize: Tokenize) -> tuple[Question, ...]:
+        """The other questions whose runs this reads from, when it is part of ``question``."""
+        return ()
+
+    def read(self, runs: "Sequence[Run]") -> "Tensor | None":
+        """What is read from the runs of ``origins``, as ``apply`` is given it; None if nothing."""
+        return runs[0].tensor(self.source_site.tensor) if runs else None
 
     def check_shapes(self, spec: "ModelSpec", n_pos: int, source_n_pos: int) -> None:
         """Raise InterventionError if what is read can't be written here; texts as long as that."""
+
+    def check_model(self, model: "Model") -> None:
+        """Raise TranspectorError if this model has not what is read, other than a site."""
+
+    def fixed(self, n_pos: int) -> "Intervention":
+        """The same on a text that goes on after these positions, where it means what it means on them."""
+        return replace(self, site=_fixed(self.site, n_pos))
+
+    def later(self, n_pos: int) -> "Intervention | None":
+        """What of it concerns each position after the first ``n_pos``, where one is done at a time; None if nothing.
+
+        Raises InterventionError if that can't be said.
+        """
+        return replace(self, site=replace(self.site, position=None)) if _is_open(self.site, n_pos) else None
 
     def apply(self, whole: "Tensor", source: "Tensor | None") -> "Tensor":
         """Return ``whole`` [..., *axes of the kind] changed at the site; ``source`` is the whole activation read."""
@@ -106,8 +137,16 @@ class Ablate(Intervention):
     def source_site(self) -> Site | None:
         return replace(self.site, position=None) if self.how == "mean" else None
 
-    def origin(self, question, tokenize):
-        return replace(question, interventions=()) if self.how == "mean" else None
+    def origins(self, question, tokenize):
+        return (replace(question, interventions=()),) if self.how == "mean" else ()
+
+    def later(self, n_pos):
+        if self.how == "mean" and "key" in self.site.axes_of_kind and _is_open(self.site, n_pos):
+            raise InterventionError(
+                f"The mean of {self.site} is over keys of the text; there is none for those that are generated. "
+                f"Set it to zero, or name its positions (as in {replace(self.site, position=(0, n_pos))})."
+            )
+        return super().later(n_pos)
 
     def apply(self, whole, source):
         if self.how == "zero":
@@ -120,7 +159,7 @@ class Ablate(Intervention):
             )
         else:
             mean = source.mean(axis, keepdim=True)
-        return self._written(whole, mean.expand(source.shape)[self.site.index])
+        return self._written(whole, mean.expand(whole.shape[-mean.ndim :])[self.site.index])
 
     @property
     def what(self) -> str:
@@ -143,8 +182,16 @@ class Freeze(Intervention):
     def source_site(self) -> Site:
         return self.site
 
-    def origin(self, question, tokenize):
-        return self.held or replace(question, interventions=())
+    def origins(self, question, tokenize):
+        return (self.held or replace(question, interventions=()),)
+
+    def fixed(self, n_pos):
+        if self.site.position is not None:
+            return super().fixed(n_pos)
+        return self  # it holds whatever positions there are
+
+    def later(self, n_pos):
+        return None  # what is held has as many positions as it has
 
     def apply(self, whole, source):
         axis = self.site.position_axis
@@ -219,12 +266,18 @@ class Patch(Intervention):
     def reads_here(self) -> bool:
         return self.text is None
 
-    def origin(self, question, tokenize):
-        return (
-            None
-            if self.text is None
-            else Question(tuple(tokenize(self.text, question.bos)), (), question.bos)
-        )
+    def origins(self, question, tokenize):
+        return () if self.text is None else (_plain_question(self.text, question.bos, tokenize),)
+
+    def fixed(self, n_pos):
+        if self.text is None and self.target.position is None:
+            return self
+        return replace(self, target=_closed(self.target, n_pos), source=_closed(self.source, n_pos))
+
+    def later(self, n_pos):
+        # Another text has a value for each of its positions; this same run has one for every new position too.
+        whole = self.text is None and self.target.position is None and self.source.position is None
+        return self if whole else None
 
     def check_shapes(self, spec, n_pos, source_n_pos):
         self._agree(self.target.shape(spec, n_pos), self.source.shape(spec, source_n_pos))
@@ -256,7 +309,41 @@ def _kept_shape(whole: "Tensor", site: Site) -> tuple[int, ...]:
     return tuple(shape[len(shape) - n_axes :])
 
 
-_VERBS: dict[str, type[Intervention]] = {cls.verb: cls for cls in (Ablate, Freeze, Patch)}
+@dataclass(frozen=True)
+class Skip(Intervention):
+    """Leave out the layers from ``first`` to ``last``, both included: the residual stream passes them unchanged.
+
+    What they write is zero; what they read and where they attend is still computed, and can be looked at.
+    """
+
+    first: int
+    last: int
+    verb: ClassVar[str] = "skip"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.first <= self.last:
+            raise InterventionError(
+                f"Skip layers {self.first} to {self.last}: name the first and the last, from 0 up."
+            )
+
+    def writes(self, spec):
+        kinds = ("attn_out", "mlp_out") if spec.d_mlp else ("attn_out",)
+        return tuple(
+            Ablate(Site(kind, layer)) for layer in range(self.first, self.last + 1) for kind in kinds
+        )
+
+    @property
+    def where(self) -> str:
+        return f"L{self.first}" if self.first == self.last else f"L{self.first}–L{self.last}"
+
+    def fixed(self, n_pos):
+        return self
+
+    @property
+    def what(self) -> str:
+        n = self.last - self.first + 1
+        return f"{n} layer{'s' * (n > 1)}"
 
 
 def active(interventions: Iterable[Intervention]) -> tuple[Intervention, ...]:
@@ -264,44 +351,30 @@ def active(interventions: Iterable[Intervention]) -> tuple[Intervention, ...]:
     return tuple(i for i in interventions if i.enabled)
 
 
-def to_json(interventions: Iterable[Intervention]) -> str:
-    """Print interventions as a JSON list, which :func:`from_json` reads back equal."""
-    return json.dumps([_plain(i) for i in interventions], ensure_ascii=False)
+def _plain_question(text: str, bos: bool, tokenize: Tokenize) -> Question:
+    return Question(tuple(tokenize(text, bos)), (), bos)
 
 
-def from_json(text: str) -> tuple[Intervention, ...]:
-    """Read interventions from JSON; raises InterventionError, or SiteError for a site."""
-    try:
-        rows = json.loads(text)
-        return tuple(_intervention(row) for row in rows)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InterventionError(
-            f"These are no interventions: {error}. Expected a JSON list as Transpector saves it."
-        ) from error
+def _fixed(site: Site, n_pos: int) -> Site:
+    """The site with its positions counted from the start of a text of so many tokens; an open range stays open."""
+    if isinstance(site.position, int):
+        return replace(site, position=site.position % n_pos)
+    if site.position is None:
+        return site
+    start, stop, _ = slice(*site.position).indices(n_pos)
+    return replace(site, position=(start, None if site.position[1] is None else stop))
 
 
-def _plain(intervention: Intervention) -> dict[str, Any]:
-    row: dict[str, Any] = {"do": intervention.verb}
-    for part in fields(intervention):
-        value = getattr(intervention, part.name)
-        if isinstance(value, Site):
-            value = str(value)
-        elif isinstance(value, Question):
-            value = {
-                "token_ids": list(value.token_ids),
-                "interventions": [_plain(i) for i in value.interventions],
-                "bos": value.bos,
-            }
-        row[part.name] = value
-    return row
+def _closed(site: Site, n_pos: int) -> Site:
+    """The same, but only ever those positions."""
+    if isinstance(site.position, int):
+        return _fixed(site, n_pos)
+    start, stop, _ = slice(*(site.position or (None, None))).indices(n_pos)
+    return replace(site, position=(start, stop))
 
 
-def _intervention(row: dict[str, Any]) -> Intervention:
-    row = dict(row)
-    cls = _VERBS[row.pop("do")]
-    if row.get("held"):
-        held = row["held"]
-        row["held"] = Question(
-            held["token_ids"], tuple(_intervention(i) for i in held["interventions"]), held["bos"]
-        )
-    return cls(**row)
+def _is_open(site: Site, n_pos: int) -> bool:
+    """Whether a site has whatever positions come after the first so many."""
+    if site.position is None:
+        return True
+    return isinstance(site.position, tuple) and site.position[1] is None

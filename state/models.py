@@ -17,7 +17,7 @@ from transpector.state.health import self_test
 from transpector.state.interventions import Intervention, Question
 from transpector.state.loading import boot, load_weights
 from transpector.state.resume import Start, best_start
-from transpector.state.run import Run, completed, forward
+from transpector.state.run import Run, completed, forward, writes
 from transpector.state.spec import ModelSpec, describe_config
 from transpector.state.stack import Stack
 from transpector.state.tokens import Tokens
@@ -44,7 +44,7 @@ class Model:
     ):
         self.name = name
         self.bridge = bridge
-        self.text = Tokens(tokenizer)
+        self.text = Tokens(tokenizer, _ends(bridge))
         self.runs = RunCache()
         self.worker = Worker(name)
         weakref.finalize(self, self.worker.stop)
@@ -91,12 +91,15 @@ class Model:
         ``bos`` is the question's, for other texts that are read.
         """
         for intervention in interventions:
-            site, source = intervention.site, intervention.source_site
-            site.check(self.spec, n_pos)
-            if not self.health.can_write(site.kind):
-                raise InterventionError(
-                    f"{site} can't be changed here: {self.health.abilities[site.kind].reason}"
-                )
+            for write in intervention.writes(self.spec):
+                site = write.site
+                site.check(self.spec, n_pos)
+                if not self.health.can_write(site.kind):
+                    raise InterventionError(
+                        f"{site} can't be changed here: {self.health.abilities[site.kind].reason}"
+                    )
+            intervention.check_model(self)
+            source = intervention.source_site
             if source is None:
                 continue
             n_read = n_pos if intervention.reads_here else self._n_read(intervention, bos)
@@ -162,9 +165,12 @@ class Model:
     def hold(self, owner: object, *questions: Question) -> None:
         """Keep these answers, and what their interventions read, while the owner lives or until it holds others."""
         origins = [
-            i.origin(question, self.tokenize) for question in questions for i in question.interventions
+            origin
+            for question in questions
+            for intervention in question.interventions
+            for origin in intervention.origins(question, self.tokenize)
         ]
-        self.runs.pin(owner, {*questions, *filter(None, origins)})
+        self.runs.pin(owner, {*questions, *origins})
 
     def release(self, owner: object) -> None:
         """Let go of what an owner holds; from any thread."""
@@ -191,8 +197,9 @@ class Model:
         if not missing:
             return run
         layers = {layer for _, layer in missing}
-        sources, _ = self.sources(run.question, [i for i in run.interventions if i.site.layer in layers])
-        here = {i.source_site.tensor for i in run.interventions if i.reads_here and i.site.layer in layers}
+        writes = [write for write in run.writes if write.site.layer in layers]
+        sources, _ = self.sources(run.question, writes)
+        here = {write.source_site.tensor for write in writes if write.reads_here}
         if self.wiring.by_layer:
             run = completed(self._completed(run, frozenset(here)), missing, sources)
         else:
@@ -212,24 +219,25 @@ class Model:
         """What interventions read from other runs, which are done first, and what is to be said about it."""
         sources, notes = {}, []
         for intervention in interventions:
-            origin = intervention.origin(question, self.tokenize)
-            if origin is None:
-                continue
-            site = intervention.source_site
-            site.check(self.spec, len(origin.token_ids))
+            origins = intervention.origins(question, self.tokenize)
             # One read from the very question that it is part of would never end.
-            if intervention in origin.interventions:
+            if any(intervention in origin.interventions for origin in origins):
                 raise InterventionError(f"{intervention.verb} {intervention.site} reads from its own run.")
-            run = self.answer(origin, cancelled=cancelled)
-            sources[intervention] = run.tensor(site.tensor)
-            notes.append(intervention.notes(len(question.token_ids), run.n_pos))
+            for origin in origins:
+                if intervention.source_site is not None:
+                    intervention.source_site.check(self.spec, len(origin.token_ids))
+            runs = [self.answer(origin, cancelled=cancelled) for origin in origins]
+            read = intervention.read(runs)
+            if read is not None:
+                sources[intervention] = read
+                notes.append(intervention.notes(len(question.token_ids), runs[0].n_pos if runs else None))
         return sources, [note for note in notes if note]
 
     def _start(self, fingerprint: str, question: Question, keep: frozenset[Address]) -> Start | None:
         if not (self.wiring.by_layer and self.health.can_read("resid_pre")):
             return None
         here = {i.source_site.tensor for i in question.interventions if i.reads_here}
-        return best_start(self.runs.on_tokens_of(fingerprint, question), question, keep | here)
+        return best_start(self.runs.on_tokens_of(fingerprint, question), writes(question, self), keep | here)
 
     def fingerprint(self) -> str:
         """A short digest of name, shape and weights, equal for equal models; on the model's worker.
@@ -324,6 +332,13 @@ def _model_of(bridge: "TransformerBridge") -> Model:
         str(weight.dtype).removeprefix("torch."),
     )
     return Model(bridge.cfg.model_name, bridge, bridge.tokenizer, spec)
+
+
+def _ends(bridge: "TransformerBridge") -> list[int]:
+    """Ids of the tokens that a model is said to end a text with; a chat model may have several."""
+    config = getattr(bridge.original_model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _config_of(bridge: "TransformerBridge") -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Run:
         return self.question.interventions
 
     @property
+    def writes(self) -> tuple[Intervention, ...]:
+        """The same, one site at a time."""
+        return writes(self.question, self.model)
+
+    @property
     def token_ids(self) -> Int[np.ndarray, " pos"]:
         """The ids of the text's tokens."""
         return np.array(self.question.token_ids)
@@ -120,7 +125,7 @@ class Run:
         if address in self.activations:
             return self.activations[address]
         kind, layer = address
-        written = any(intervention.site.tensor == address for intervention in self.interventions)
+        written = any(intervention.site.tensor == address for intervention in self.writes)
         if kind == "resid_mid" and not written and not self.model.wiring.parallel:
             return self.tensor(("resid_pre", layer)) + self.tensor(("attn_out", layer))
         completed = self.model.complete(self, [address]).activations
@@ -166,7 +171,7 @@ def forward(
     began = time.perf_counter()
     wanted = {a for a in addresses(model.spec.n_layers, KEPT_KINDS) if model.health.can_read(a[0])}
     wanted |= model.health.extras | {LAST_RESID} | set(keep)
-    interventions, entry, known = list(question.interventions), None, {}
+    interventions, entry, known = list(writes(question, model)), None, {}
     if start is not None:
         known = {a: whole for a, whole in start.run.activations.items() if is_below(a, start.layer)}
         interventions = start.remaining(interventions)
@@ -187,11 +192,16 @@ def forward(
     return _with_logits(Run(model, question, activations, ms, tuple(notes), first), logits)
 
 
+def writes(question: Question, model: "Model") -> tuple[Intervention, ...]:
+    """What a question's interventions do to a model, one site at a time."""
+    return tuple(write for i in question.interventions for write in i.writes(model.spec))
+
+
 def completed(run: Run, wanted: Iterable[Address], sources: Mapping[Intervention, Tensor]) -> Run:
     """The same run with more of it kept, from those layers done again; only ever on the model's worker."""
     model = run.model
     wanted = set(wanted)
-    hooked = Pass(model.stack, model.wiring, run.interventions, sources, wanted)
+    hooked = Pass(model.stack, model.wiring, run.writes, sources, wanted)
     hooked.kept.update((address, whole[None]) for address, whole in run.activations.items())
     ids = torch.tensor([run.question.token_ids], device=model.spec.device)
     with torch.no_grad():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from transpector.state.models import Model
-    from transpector.state.sweep import Sweep
+    from transpector.state.task import Task
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ class Session(param.Parameterized):
         self._loading: Loading | None = None
         self._listener: Callable[[str, float | None], None] | None = None
         self._history = History()
-        self.sweeps: weakref.WeakSet[Sweep] = weakref.WeakSet()
-        """Causal maps that were begun on this session; they end with it, or with its model."""
+        self.tasks: weakref.WeakSet[Task] = weakref.WeakSet()
+        """Causal maps and continuations that were begun on this session; they end with it, or with its model."""
         super().__init__(text=text, **params)
         self.param.watch(self._question_changed, _QUESTION)
         self.param.watch(self._select_head, "head")
@@ -215,9 +215,9 @@ class Session(param.Parameterized):
         self._ask()
 
     def _let_go(self, model: "Model | None") -> None:
-        for sweep in list(self.sweeps):
-            sweep.cancel()
-        self.sweeps.clear()
+        for task in list(self.tasks):
+            task.cancel()
+        self.tasks.clear()
         if model is not None:
             model.release(self)
 
@@ -254,11 +254,13 @@ class Session(param.Parameterized):
         try:
             if isinstance(intervention, Freeze) and intervention.held:
                 raise InterventionError("It holds a value of another model.")
-            for site in filter(None, (intervention.site, intervention.source_site)):
+            written = [write.site for write in intervention.writes(self.model.spec)]
+            for site in filter(None, (*written, intervention.source_site)):
                 site.check(self.model.spec)
+            intervention.check_model(self.model)
         except TranspectorError:
             return False
-        return self.model.health.can_write(intervention.site.kind)
+        return all(self.model.health.can_write(site.kind) for site in written)
 
     def _bind(self) -> None:
         bound = [self._bound(i) if _is_unbound(i) else i for i in self.interventions]
@@ -302,6 +304,14 @@ class Session(param.Parameterized):
         parts = graph(self.model)
         nodes = (parts[id] for id in self.selection if id in parts)
         return [node.site for node in nodes if node.site is not None]
+
+    @property
+    def changes(self) -> list[tuple[str, Site]]:
+        """What is done at which site, by verb, of the interventions that are switched on; in order."""
+        if self.model is None:
+            return []
+        writes = ((i.verb, i.writes(self.model.spec)) for i in self.interventions if i.enabled)
+        return [(verb, write.site) for verb, some in writes for write in some]
 
     def annotate(self, node: str, text: str) -> None:
         """Put a note on a part of the model's graph, in place of the one before; an empty text takes it away."""

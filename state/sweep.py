@@ -1,14 +1,10 @@
 """Sweep: the metric under many interventions, one at a time, as results arrive."""
 
-import logging
 import math
 import os
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 import numpy as np
@@ -18,21 +14,17 @@ from tqdm import tqdm
 
 from transpector.state.attribution import attribution
 from transpector.state.batch import Ground, batches
-from transpector.state.errors import Cancelled, InterventionError, TextError, TranspectorError
+from transpector.state.errors import InterventionError, TextError
 from transpector.state.grid import Change, FromText, Grid, Index
 from transpector.state.interventions import Intervention, Question
 from transpector.state.metric import Metric
-from transpector.state.worker import BACKGROUND
+from transpector.state.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from transpector.state.models import Model
     from transpector.state.session import Session
-
-_log = logging.getLogger(__name__)
-
-TURN = 0.02  # s that a sweep takes before it lets others have their turn
 
 
 def sweep(
@@ -54,7 +46,7 @@ def sweep(
     """
     question, model = session.question, session.model
     grid = Grid.of(model, question, over, kind, change, layer)
-    return Sweep(model, question, session.metric, grid, session.sweeps, estimated=estimate, memory=memory)
+    return Sweep(model, question, session.metric, grid, session.tasks, estimated=estimate, memory=memory)
 
 
 class _Bar(tqdm):
@@ -70,12 +62,14 @@ class _Done:
     total: float = 0.0
 
 
-class Sweep:
+class Sweep(Task):
     """A causal map in the making. Its numbers are metric after − metric before, NaN where not known yet.
 
     It goes behind everybody's runs on the model's worker, a layer of a batch at a time, and may be iterated over
     (partial arrays, with a progress bar), waited for with ``result``, or given up with ``cancel``.
     """
+
+    noun: ClassVar = "sweep"
 
     def __init__(
         self,
@@ -83,7 +77,7 @@ class Sweep:
         question: Question,
         metric: Metric,
         grid: Grid,
-        siblings: "WeakSet[Sweep]",
+        siblings: "WeakSet[Task]",
         *,
         estimated: bool = False,
         only: Iterable[Index] | None = None,
@@ -91,22 +85,15 @@ class Sweep:
         memory: int | None = None,
     ):
         metric.on(model.text, question.token_ids)  # raises what is wrong with it here
-        self.model, self.question, self.metric, self.grid = model, question, metric, grid
+        super().__init__(model, siblings)
+        self.question, self.metric, self.grid = question, metric, grid
         self.estimated = estimated
         self.estimate = estimate
         """The array that the largest were chosen from to be run; None if nothing was estimated."""
-        self.state = "waiting"
-        self.error: BaseException | None = None
-        self._siblings = siblings  # those of its session, which ends them all
-        siblings.add(self)
         self._memory = _memory(model) if memory is None else memory
         self._indices = list(grid) if only is None else list(only)
         self._values = np.full(grid.shape, np.nan, np.float32)
         self._done = _Done()
-        self._began = self._ended = time.monotonic()
-        self._changed = threading.Condition()
-        self._watchers: list[Callable[[], None]] = []
-        self._walk: Iterator[None] | None = self._walked()
         self._submit()
 
     def __repr__(self) -> str:
@@ -165,21 +152,11 @@ class Sweep:
         return min(1.0, self._done.work / self._done.total) if self._done.total else 0.0
 
     @property
-    def elapsed(self) -> float:
-        """Seconds since it was asked for, or that it took."""
-        return (self._ended if self.is_over else time.monotonic()) - self._began
-
-    @property
     def remaining(self) -> float | None:
         """Seconds that it will still take, judged by what it took so far; None until that says something."""
         if self.is_over:
             return 0.0
         return self.elapsed * (1 / self.fraction - 1) if self.fraction > 0.02 else None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.state in ("done", "cancelled", "failed")
 
     @property
     def agreement(self) -> float | None:
@@ -201,19 +178,6 @@ class Sweep:
 
     # What can be done
 
-    def result(self, timeout: float | None = None) -> "Sweep":
-        """Wait until it is over and return it; raises what went wrong, Cancelled, or TimeoutError."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.is_over, timeout):
-                raise TimeoutError(
-                    f"The sweep is not over after {timeout:g} s ({self.done} of {self.total})."
-                )
-        if self.error is not None:
-            raise self.error
-        if self.state == "cancelled":
-            raise Cancelled("The sweep was cancelled.")
-        return self
-
     def __iter__(self) -> Iterator[Float[np.ndarray, "..."]]:
         with _Bar(total=self.total, unit="site", desc=f"{self.grid.kind} over {self.grid.over}") as bar:
             over = False
@@ -224,14 +188,6 @@ class Sweep:
                 bar.update(done - bar.n)
                 yield self.array
         self.result()
-
-    def cancel(self) -> None:
-        """Give it up; what is known stays."""
-        self._finish("cancelled")
-
-    def watch(self, watcher: Callable[[], None]) -> None:
-        """Have a function called, on the worker's thread, whenever there is something new."""
-        self._watchers.append(watcher)
 
     def verify(self, k: int = 20) -> "Sweep":
         """Run the k sites whose estimates are largest; the new sweep has both, and their ``agreement``."""
@@ -256,33 +212,6 @@ class Sweep:
 
     # How it is done
 
-    def _submit(self) -> None:
-        try:
-            turn = self.model.worker.submit(self._turn, priority=BACKGROUND)
-        except RuntimeError as error:  # the model was closed meanwhile
-            self._finish("failed", error)
-            return
-        turn.add_done_callback(lambda turn: turn.cancelled() and self._finish("cancelled"))
-
-    def _turn(self) -> None:
-        """Go on for a little while; on the worker, where whoever has waited meanwhile comes next."""
-        until = time.monotonic() + TURN
-        try:
-            while not self.is_over:
-                next(self._walk)
-                if time.monotonic() > until or self.model.worker.queued:
-                    break
-        except StopIteration:
-            self._finish("done")
-        except BaseException as error:  # noqa: BLE001 - raised by result
-            if not isinstance(error, TranspectorError):
-                _log.error("A sweep failed.", exc_info=error)
-            self._finish("failed", error)
-        if self.is_over:
-            self._walk = None  # and with it every tensor that it holds
-            return
-        self._submit()
-
     def _walked(self) -> Iterator[None]:
         self.state = "running"
         ground = self._ground()
@@ -306,9 +235,8 @@ class Sweep:
         here = {i.source_site.tensor for i in question.interventions if i.reads_here}
         run = model.answer(question, frozenset(here))
         first = self.grid.intervention(self.grid.site(self._indices[0]))
-        elsewhere = first.origin(question, model.tokenize)
         origin = None
-        if elsewhere is not None:
+        for elsewhere in first.origins(question, model.tokenize):
             addresses = {self.grid.site(index).tensor for index in self._indices}
             origin = model.answer(elsewhere, frozenset(addresses))
         return Ground(model, run, self.metric, sources, origin, self._memory)
@@ -337,21 +265,6 @@ class Sweep:
                 self._values[index] = value
             self._done.cells = int((~np.isnan(self._values)).sum())
         self._tell()
-
-    def _finish(self, state: str, error: BaseException | None = None) -> None:
-        with self._changed:
-            if self.is_over:
-                return
-            self.state, self.error, self._ended = state, error, time.monotonic()
-        if error is not None:
-            traceback.clear_frames(error.__traceback__)  # which would hold on to the tensors of its passes
-        self._tell()
-
-    def _tell(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-        for watcher in self._watchers:
-            watcher()
 
 
 def _memory(model: "Model") -> int:

@@ -1,6 +1,6 @@
 """Tokens: between text, ids and the strings that a reader can see."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,14 @@ def _byte_of_character() -> dict[str, int]:
 class Tokens:
     """One model's tokenizer, asked with an explicit BOS switch and never to add anything else."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", ends: Iterable[int] = ()):
+        """``ends`` are ids that end a text for this model, beside the tokenizer's own."""
         self.tokenizer = tokenizer
         self.bos_id: int | None = tokenizer.bos_token_id
         ids = tokenizer("a").input_ids
         self.adds_bos = self.bos_id is not None and ids[:1] == [self.bos_id]
         backend = getattr(tokenizer, "backend_tokenizer", None)
+        self.end_ids: set[int] = {tokenizer.eos_token_id, *ends} - {None}
         self._byte_level = backend is not None and "ByteLevel" in repr(backend.decoder)
         self._special = set(tokenizer.all_special_tokens)
         self._pieces: dict[int, str] = {}

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -114,10 +115,10 @@ class Pass:
                 self.stack.norm(hidden)
         return hidden
 
-    def open(self, token_ids: Int[Tensor, "batch pos"]) -> tuple[Tensor, tuple[Call, ...]]:
-        """The residual stream before the first block, and the blocks ready to be called."""
+    def open(self, token_ids: Int[Tensor, "batch pos"], past: Any = None) -> tuple[Tensor, tuple[Call, ...]]:
+        """The residual stream before the first block, and the blocks ready to be called; after what a cache holds."""
         with self.stack.hooked(self._embed_hook()):
-            entry = self.stack.open(token_ids)
+            entry = self.stack.open(token_ids, past)
         return entry.hidden, entry.calls
 
     def visit(self, layer: int, hidden: Tensor, call: Call) -> Float[Tensor, "batch pos d_model"]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from transpector.components import theme
 from transpector.components.graph.drawing import Drawing
 from transpector.components.graph.pictures import at
-from transpector.state.interventions import Intervention
+from transpector.state.sites import Site
 
 if TYPE_CHECKING:
     from transpector.state.graph import Graph
@@ -16,15 +16,12 @@ SIGNS = {"ablated": "⊘", "frozen": "❄", "patched": "⇄", "steered": "➤"}
 NOTE = "✎"
 
 
-def states(graph: "Graph", drawing: Drawing, interventions: Iterable[Intervention]) -> dict[str, list[str]]:
-    """By box, the states of what it shows, in the order of the interventions in force."""
+def states(graph: "Graph", drawing: Drawing, changes: Iterable[tuple[str, Site]]) -> dict[str, list[str]]:
+    """By box, the states of what it shows, in the order of the changes: what is done, by verb, at which site."""
     found: dict[str, list[str]] = {}
-    for intervention in interventions:
-        if not intervention.enabled:
-            continue
-        state = theme.STATES[intervention.verb]
-        exact = str(intervention.site)
-        boxes = {drawing.home[node.id] for node in graph.touched(intervention.site)}
+    for verb, site in changes:
+        state, exact = theme.STATES[verb], str(site)
+        boxes = {drawing.home[node.id] for node in graph.touched(site)}
         for box in (boxes | {exact}) if exact in drawing else boxes:
             if box is not None and state not in found.setdefault(box, []):
                 found[box].append(state)

@@ -142,7 +142,7 @@ class ModelGraph(Pane):
             for box in self.drawing.boxes
             if box.kind in health.abilities and not health.can_write(box.kind)
         ]
-        states = marks.states(self.graph, self.drawing, self.session.interventions)
+        states = marks.states(self.graph, self.drawing, self.session.changes)
         noted = filter(None, (self._box_of(note.node) for note in self._notes_here()))
         rules = marks.rules(states, noted, unable, self.drawing, self.dark)
         weights = self.contributions.rules(self.drawing, self.dark)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from transpector.components.base import short, visible
 from transpector.state.grid import Index
-from transpector.state.interventions import Intervention
+from transpector.state.sites import Site
 
 DONE = {"zero": "set to zero", "mean": "set to its mean", "text-b": "patched from text B"}
 EACH = {
@@ -167,13 +167,12 @@ class SweepView:
             return None
         return head[0], head[1] * self.grid.n_heads // self.sweep.model.spec.n_heads
 
-    def touched(self, interventions: Iterable[Intervention]) -> Iterator[tuple[Index, str]]:
-        """The rows and columns whose sites interventions change, each with the intervention's verb."""
+    def touched(self, changes: Iterable[tuple[str, Site]]) -> Iterator[tuple[Index, str]]:
+        """The rows and columns whose sites are changed, each with what is done there, by verb."""
         grid = self.grid
         axes = dict(zip(grid.axes, grid.shape, strict=True))
-        for intervention in interventions:
-            site = intervention.site
-            if not intervention.enabled or site.kind != grid.kind or grid.layer not in (None, site.layer):
+        for verb, site in changes:
+            if site.kind != grid.kind or grid.layer not in (None, site.layer):
                 continue
             at = {"layer": site.layer, "head": site.head, "kv_head": site.head, "neuron": site.neuron}
             at["pos"] = site.position if isinstance(site.position, int) else None
@@ -181,7 +180,7 @@ class SweepView:
                 continue  # of another model, or of a longer text
             spans = [range(size) if at[axis] is None else [at[axis] % size] for axis, size in axes.items()]
             for index in product(*spans[:2]):
-                yield index, intervention.verb
+                yield index, verb
 
     def csv(self) -> str:
         """Every site known, a row each; beside estimates what was run of them."""

@@ -97,9 +97,10 @@ def test_positions_are_drawn_of_the_layers_asked_for(random_lm):
 
 
 def test_marks_say_what_is_done_to_what_a_box_shows(random_lm):
-    graph = tp.graph(random_lm("llama"))
+    session = tp.Session(model=random_lm("llama"))
+    graph = tp.graph(session.model)
     drawing = lay_out(graph, View(frozenset({1}), frozenset({1})), TOKENS)
-    interventions = [
+    session.interventions = [
         tp.Ablate("L1H2.pattern"),
         tp.Ablate("L2.mlp_out"),
         tp.Patch("L1H2.z", source="L0H0.z"),
@@ -107,8 +108,12 @@ def test_marks_say_what_is_done_to_what_a_box_shows(random_lm):
         tp.Ablate("L1.resid_pre@4"),
         tp.Ablate("L1N5.mlp_post"),
         tp.Ablate("L0H1.z", enabled=False),
+        tp.Skip(0, 0),
+        tp.Steer("embed", [0.0] * 48),
     ]
-    assert marks.states(graph, drawing, interventions) == {
+    assert marks.states(graph, drawing, session.changes) == {
+        "L0": ["ablated"],
+        "embed": ["steered"],
         "L1H2.z": ["ablated", "patched"],
         "L2": ["ablated"],
         "L1H0.v": ["frozen"],

@@ -9,7 +9,8 @@ import torch
 from random_models import random_model
 from reference import forward
 from transpector.state.errors import InterventionError, SiteError, TextError
-from transpector.state.interventions import Ablate, Freeze, Patch, Question, active, from_json, to_json
+from transpector.state.interventions import Ablate, Freeze, Patch, Question, active
+from transpector.state.notation import from_json, to_json
 from transpector.state.sites import Site
 
 TEXT = "The Eiffel Tower is in the city of"

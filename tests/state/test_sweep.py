@@ -490,7 +490,7 @@ def test_verifying_runs_the_largest_and_tells_how_far_to_trust_the_rest(lm):
     ranks = [np.argsort(np.argsort(values[known])) for values in (exact, estimate.array)]
     assert verified.agreement == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-6)
     assert list(verified.frame.columns) == ["layer", "head", "pos", "site", "change", "estimate"]
-    assert verified in session.sweeps
+    assert verified in session.tasks
     with pytest.raises(tp.InterventionError, match="estimate=True"):
         verified.verify()
     assert estimate.agreement is None
