@@ -16,6 +16,7 @@ _HOME = {
     "Graph": "state.graph",
     "Intervention": "state.interventions",
     "InterventionError": "state.errors",
+    "Message": "state.chat",
     "Metric": "state.metric",
     "Model": "state.models",
     "ModelError": "state.errors",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import param
 
+from transpector.state.chat import Message, has_template, rendered
 from transpector.state.errors import Cancelled, InterventionError, ModelError, TranspectorError
 from transpector.state.history import History
 from transpector.state.inbox import Inbox
@@ -58,6 +59,11 @@ class Session(param.Parameterized):
         allow_None=True,
         doc="Begin with the BOS token; None does as the model's tokenizer does.",
     )
+    messages = param.List(
+        default=[],
+        item_type=Message,
+        doc="A chat, which the model's template makes the text of; another text clears it.",
+    )
     interventions = param.List(
         default=[], item_type=Intervention, doc="Changes to the forward pass, in order."
     )
@@ -103,10 +109,12 @@ class Session(param.Parameterized):
         self._loading: Loading | None = None
         self._listener: Callable[[str, float | None], None] | None = None
         self._history = History()
+        self._rendered = ""  # what the template made of the messages
         self.tasks: weakref.WeakSet[Task] = weakref.WeakSet()
         """Causal maps and continuations that were begun on this session; they end with it, or with its model."""
         super().__init__(text=text, **params)
         self.param.watch(self._question_changed, _QUESTION)
+        self.param.watch(lambda event: self._render(), "messages")
         self.param.watch(self._select_head, "head")
         self.param.watch(self._select_part, "selection")
         if isinstance(model, str):
@@ -205,14 +213,38 @@ class Session(param.Parameterized):
         changed = {event.name for event in events}
         if "text" in changed and "token_ids" not in changed:
             self.token_ids = None
+        if changed & {"text", "token_ids"} and (self.text != self._rendered or self.token_ids):
+            self._leave_chat()
         if "model" in changed:
             self._leave_loading()
             old = next(event.old for event in events if event.name == "model")
             self._let_go(old)
             if old is not None and self.model is not None:
                 self._fit_to_model(old)
+            self._render()
         self._bind()
         self._ask()
+
+    def _render(self) -> None:
+        """Have the model's template write the messages; what it refuses is said, and the text stays."""
+        if not self.messages or self.model is None:
+            return
+        tokens = self.model.text
+        if not has_template(tokens):
+            self._leave_chat()  # of another model; as a text it can still be read
+            return
+        try:
+            self._rendered = rendered(tokens, self.messages)
+        except TranspectorError as error:
+            self.error = str(error)
+            return
+        begins = tokens.bos_id is not None and self._rendered.startswith(tokens.pieces([tokens.bos_id])[0])
+        bos = False if begins else self.bos  # a template that writes it wants no second one
+        self.param.update(text=self._rendered, token_ids=None, bos=bos, error="")
+
+    def _leave_chat(self) -> None:
+        if self.messages:
+            self.param.update(messages=[], bos=None)
 
     def _let_go(self, model: "Model | None") -> None:
         for task in list(self.tasks):
