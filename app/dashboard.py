@@ -14,6 +14,7 @@ from panel.viewable import Viewer
 from transpector.components import theme
 from transpector.components.causal_map import CausalMap
 from transpector.components.contact_sheet import AttentionSheet
+from transpector.components.continuation import Continuation
 from transpector.components.guide import Guide
 from transpector.components.inspector import Inspector
 from transpector.components.intervene import Intervene
@@ -40,7 +41,7 @@ class Dashboard(Viewer):
     dark = param.Boolean(default=False, doc="Whether the page is dark.")
     tab = param.Selector(
         default="Attention",
-        objects=["Attention", "Graph", "Causal map"],
+        objects=["Attention", "Graph", "Causal map", "Generate"],
         doc="Which tab of the middle is open.",
     )
 
@@ -61,10 +62,9 @@ class Dashboard(Viewer):
         self.head = SelectedHead(session, dark=dark)
         self.loss = TokenLoss(session, dark=dark)
         self.next_tokens = NextTokens(session, dark=dark)
-        self.causal_map: CausalMap | None = None
-        self.graph: Any = None
+        self.late: dict[str, Any] = {}
+        """What a tab shows, once it has been opened: until then it would only keep the page waiting."""
         self.part: Any = None
-        """They are there once they have been wanted: until then they would only keep the page waiting."""
         self.inspector = Inspector(session, dark=dark)
         self._beside = pn.Column(
             pn.Column(self.inspector, sizing_mode="stretch_width"), sizing_mode="stretch_width"
@@ -84,9 +84,8 @@ class Dashboard(Viewer):
             lambda event: self.param.update(tab=self.param.tab.objects[event.new]), "active"
         )
         self._contents = {
-            "Attention": self._attention(),
-            "Graph": pn.Column(sizing_mode="stretch_width"),
-            "Causal map": pn.Column(sizing_mode="stretch_width"),
+            name: self._attention() if name == "Attention" else pn.Column(sizing_mode="stretch_width")
+            for name in self.param.tab.objects
         }
         self._open()
         self._tell()
@@ -97,11 +96,11 @@ class Dashboard(Viewer):
         is_attention = self.tab == "Attention"
         for pane in (self.sheet, self.head, self.loss, self.next_tokens):
             pane.in_view = is_attention
-        if self.tab != "Attention" and not self._contents[self.tab]:
-            self._contents[self.tab].append(self._late())
-        for pane, name in ((self.graph, "Graph"), (self.causal_map, "Causal map")):
-            if pane is not None:
-                pane.in_view = self.tab == name
+        if not is_attention and self.tab not in self.late:
+            self.late[self.tab] = _MAKES[self.tab](self.session, dark=self.param.dark)
+            self._contents[self.tab].append(self.late[self.tab])
+        for name, pane in self.late.items():
+            pane.in_view = self.tab == name
         self._inspect()
         for name, content in self._contents.items():
             content.visible = name == self.tab
@@ -109,11 +108,11 @@ class Dashboard(Viewer):
 
     def _write_note(self) -> None:
         self.tab = "Graph"
-        self.graph.bar.note.focus()
+        self.late["Graph"].bar.note.focus()
 
     def _step(self, key: str) -> None:
-        if self.graph is not None:
-            self.graph.step(key)
+        if "Graph" in self.late:
+            self.late["Graph"].step(key)
 
     def _inspect(self, *events: Any) -> None:
         """Beside the graph is whatever part is selected there; elsewhere, the head."""
@@ -127,24 +126,10 @@ class Dashboard(Viewer):
         if self.part is not None:
             self.part.in_view = self._beside[1].visible = is_part
 
-    def _late(self) -> Any:
-        """What a tab shows that is made when it is first opened: until then it would only keep the page waiting."""
-        dark = self.param.dark
-        if self.tab == "Graph":
-            from transpector.components.graph.pane import (
-                ModelGraph,
-            )  # brings a library that nothing else needs
-
-            self.graph = ModelGraph(self.session, dark=dark)
-            return self.graph
-        self.causal_map = CausalMap(self.session, dark=dark)
-        return self.causal_map
-
     def close(self) -> None:
         """Let go of the model, for good."""
-        for pane in (self.causal_map, self.graph, self.part):
-            if pane is not None:
-                pane.close()
+        for pane in filter(None, (*self.late.values(), self.part)):
+            pane.close()
         self.session.close()
 
     def _heading(self, text: str, hint: str = "") -> Notice:
@@ -257,6 +242,19 @@ class Dashboard(Viewer):
             styles={"background": theme.ground(self.dark).paper},
         )
 
+
+def _model_graph(session: Session, **params: Any) -> Any:
+    from transpector.components.graph.pane import ModelGraph  # brings a library that nothing else needs
+
+    return ModelGraph(session, **params)
+
+
+_MAKES: dict[str, Callable[..., Any]] = {
+    "Graph": _model_graph,
+    "Causal map": CausalMap,
+    "Generate": Continuation,
+}
+"""What each tab shows but the first, which is there at once."""
 
 # As quiet as the rest of the page.
 _TABS = {

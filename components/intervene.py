@@ -1,5 +1,6 @@
 """Intervene: a form for any intervention at any site that the model's self-test passed."""
 
+from dataclasses import replace
 from typing import Any
 
 import panel as pn
@@ -8,12 +9,22 @@ import param
 from panel.viewable import Viewer
 
 from transpector.components import theme
+from transpector.components.parts.direction_form import DirectionForm
 from transpector.components.parts.notice import Notice
 from transpector.state.errors import TranspectorError
-from transpector.state.interventions import Ablate, Freeze, Intervention, Patch
+from transpector.state.interventions import Ablate, Freeze, Intervention, Patch, Skip
 from transpector.state.sites import AXES, Site
+from transpector.state.steering import STEERED, Steer, reach
 
-WAYS = ("Set to zero", "Set to mean", "Freeze", "Patch from text B", "Patch from this run")
+ZERO, MEAN, FREEZE, FROM_B, FROM_HERE, STEER, SKIP = WAYS = (
+    "Set to zero",
+    "Set to mean",
+    "Freeze",
+    "Patch from text B",
+    "Patch from this run",
+    "Steer",
+    "Skip layers",
+)
 
 
 class Intervene(Viewer):
@@ -25,7 +36,7 @@ class Intervene(Viewer):
         super().__init__(**params)
         self.session = session
         narrow = {"size": "small", "margin": 0, "sizing_mode": "stretch_width"}
-        self.way = pmui.Select(label="Do", options=list(WAYS), value=WAYS[0], **narrow)
+        self.way = pmui.Select(label="Do", options=list(WAYS), value=ZERO, **narrow)
         self.site = pmui.TextInput(
             label="Site",
             placeholder="L5H1.z",
@@ -33,6 +44,12 @@ class Intervene(Viewer):
             **narrow,
         )
         self.source = pmui.TextInput(label="Source", placeholder="the same site", **narrow)
+        self.direction = DirectionForm(self._submit, dark=self.param.dark)
+        self.first = pmui.IntInput(label="First layer", value=0, start=0, **narrow)
+        self.last = pmui.IntInput(label="Last layer", value=0, start=0, **narrow)
+        self._layers = pn.Row(
+            self.first, self.last, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}
+        )
         self.add = pmui.Button(label="Add", variant="outlined", size="small", margin=0, icon="add")
         self._trouble = Notice(dark=self.param.dark, tone="warning")
         self._kinds = Notice(dark=self.param.dark)
@@ -41,20 +58,30 @@ class Intervene(Viewer):
         self.source.param.watch(self._submit, "enter_pressed")
         self.add.on_click(self._submit)
         session.param.watch(self._suggest, ["selection", "model"])
-        self._suggest()
         self._arrange()
 
     def _arrange(self, *events: Any) -> None:
-        self.source.visible = self.way.value.startswith("Patch")
-        self.source.placeholder = "the same site" if self.way.value == WAYS[3] else "an upstream site"
+        way = self.way.value
+        self.source.visible = way in (FROM_B, FROM_HERE)
+        self.source.placeholder = "the same site" if way == FROM_B else "an upstream site"
+        self.site.visible = way != SKIP
+        self._layers.visible = way == SKIP
+        self.direction.visible = way == STEER
+        self._suggest()
 
     def _suggest(self, *events: Any) -> None:
         model, sites = self.session.model, self.session.sites
-        if sites or model is None:
+        steers = self.way.value == STEER
+        if steers:  # where most directions make sense
+            sites = [site for site in sites if site.axes_of_kind == ("pos", "d_model")]
+            self.site.value = str(sites[0]) if sites else f"L{self.session.head[0]}.resid_pre"
+        elif sites or model is None:
             self.site.value = str(sites[0]) if sites else "L{}H{}.z".format(*self.session.head)
         if model is not None:
-            able = [kind for kind in AXES if model.health.can_write(kind)]
+            able = [kind for kind in AXES if model.health.can_write(kind) and (kind in STEERED or not steers)]
             self._kinds.param.update(text="Kinds: " + " ".join(able), hint="\n".join(model.health.reasons))
+            self.first.end = self.last.end = model.spec.n_layers - 1
+        self._kinds.visible = self.way.value != SKIP and bool(self._kinds.text)
 
     def _submit(self, *events: Any) -> None:
         try:
@@ -66,17 +93,40 @@ class Intervene(Viewer):
             self._trouble.text = str(error)
             return
         self._trouble.text = ""
-        self.session.add(intervention)
+        if isinstance(intervention, Steer) and self.session.baseline is not None:
+            self._steer(intervention)
+        else:
+            self.session.add(intervention)
+
+    def _steer(self, steer: Steer) -> None:
+        """Add it with a strength that can be seen: half as long as what is there already."""
+        baseline = self.session.baseline
+
+        def add(future: Any) -> None:
+            error = future.exception()
+            if isinstance(error, TranspectorError):
+                self._trouble.text = str(error)
+            elif error is not None:
+                raise error
+            elif baseline.model is self.session.model:
+                self.session.add(replace(steer, strength=float(f"{future.result() / 2 or 1.0:.2g}")))
+
+        future = baseline.model.worker.submit(lambda: reach(baseline, steer))
+        future.add_done_callback(lambda done: self.session.inbox.post(lambda: add(done)))
 
     def _intervention(self) -> Intervention:
-        site = Site.parse(self.site.value_input)  # Enter is heard of before the value is
         way = self.way.value
-        if way in WAYS[:2]:
-            return Ablate(site, "zero" if way == WAYS[0] else "mean")
-        if way == WAYS[2]:
+        if way == SKIP:
+            return Skip(self.first.value or 0, self.last.value or 0)
+        site = Site.parse(self.site.value_input)  # Enter is heard of before the value is
+        if way in (ZERO, MEAN):
+            return Ablate(site, "zero" if way == ZERO else "mean")
+        if way == FREEZE:
             return Freeze(site)
+        if way == STEER:
+            return Steer(site, self.direction.direction())
         source = Site.parse(self.source.value_input) if self.source.value_input.strip() else site
-        if way == WAYS[4]:
+        if way == FROM_HERE:
             return Patch(site, source)
         if not self.session.text_b:
             raise TranspectorError("Text B is empty. Type the text to patch from at the left.")
@@ -87,6 +137,8 @@ class Intervene(Viewer):
             self.way,
             self.site,
             self.source,
+            self.direction,
+            self._layers,
             self._trouble,
             pn.Row(self.add, self._kinds, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
             sizing_mode="stretch_width",

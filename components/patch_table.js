@@ -22,6 +22,7 @@ button:focus-visible, input:focus-visible { outline: 2px solid var(--accent); ou
 .row:hover .name::placeholder, .name:focus::placeholder { opacity: .7; }
 .name:hover { color: var(--ink); }
 .effect { text-align: right; white-space: nowrap; font-weight: 600; }
+.strength { grid-column: 3 / 5; display: block; width: 100%; height: 16px; margin: 0; accent-color: var(--steered); }
 .remove { width: 22px; height: 22px; text-align: center; line-height: 22px; font-size: 14px; color: var(--muted); }
 .remove:hover { color: var(--error); background: color-mix(in srgb, var(--error) 12%, transparent); }
 .empty { color: var(--muted); padding: 4px 0; }
@@ -76,7 +77,43 @@ export function render({model}) {
     remove.title = "Delete"
     remove.setAttribute("aria-label", `Delete ${row.site}`)
     remove.addEventListener("click", () => model.send_msg({do: "remove", at}))
+    if (row.reach) made.append(slider(row, at))
     return made
+  }
+
+  function slider(row, at) {
+    const made = document.createElement("input")
+    made.type = "range"
+    made.className = "strength"
+    made.min = -2 * row.reach
+    made.max = 2 * row.reach
+    made.step = row.reach / 50
+    made.value = row.strength
+    made.title = `Strength: at ±${Number(row.reach.toPrecision(3))} what is added is as long as what the site holds. `
+      + "Double click for zero."
+    made.setAttribute("aria-label", `Strength of ${row.site}`)
+    let sent = 0, waiting = null
+    const send = () => { sent = Date.now(); waiting = null; model.send_msg({do: "strength", at, value: Number(made.value)}) }
+    made.addEventListener("input", () => { waiting ??= setTimeout(send, Math.max(0, 60 - (Date.now() - sent))) })
+    made.addEventListener("dblclick", () => { made.value = 0; send() })
+    return made
+  }
+
+  // What a moving slider changes; the slider itself must stay where it is.
+  const frame = (rows) => JSON.stringify(rows.map(({site, verb, name, enabled, reach}) => [site, verb, name, enabled, reach]))
+  let framed = ""
+
+  function refresh() {
+    if (frame(model.rows) !== framed || !model.rows.length) return paint()
+    model.rows.forEach((row, at) => {
+      const made = list.children[at]
+      made.querySelector(".words").title = `${row.verb} ${row.site} ${row.what}`
+      made.querySelector(".what").textContent = `${row.verb}: ${row.what}`
+      made.querySelector(".effect").textContent = row.effect
+      made.querySelector(".effect").title = row.hint
+      const strength = made.querySelector(".strength")
+      if (strength && !strength.matches(":active")) strength.value = row.strength
+    })
   }
 
   function paint() {
@@ -84,12 +121,13 @@ export function render({model}) {
     for (const [name, colour] of Object.entries(look[model.dark ? "dark" : "light"])) root.style.setProperty(`--${name}`, colour)
     root.style.setProperty("--sans", look.sans)
     root.style.setProperty("--mono", look.mono)
+    framed = frame(model.rows)
     list.replaceChildren(...model.rows.map(line))
     if (!model.rows.length)
-      make(list, "div", "empty", "Nothing is changed yet. Select a head and ablate, freeze or patch it; the loss answers.")
+      make(list, "div", "empty", "Nothing is changed yet. Select a head and ablate, freeze or patch it, or steer: the loss answers.")
   }
 
-  model.on("rows", paint)
+  model.on("rows", refresh)
   model.on("dark", paint)
   paint()
   return root

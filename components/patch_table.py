@@ -2,20 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.custom import JSComponent
-from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short
+from transpector.components.base import Pane, short
+from transpector.state.steering import Steer
 
 
 class PatchRows(JSComponent):
-    """The rows ``{site, verb, what, name, state, enabled, effect, hint}``; sends what is clicked."""
+    """The rows ``{site, verb, what, name, state, enabled, effect, hint}``; sends what is clicked.
+
+    A row that has a strength has ``strength`` and ``reach``, and a slider of twice that.
+    """
 
     rows = param.List(default=[], item_type=dict, doc="One a intervention, in order.")
     dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
@@ -32,14 +35,15 @@ class PatchRows(JSComponent):
         self.clicked(message)
 
 
-class PatchTable(Viewer):
-    """The session's interventions; switch, rename, delete, clear, undo, redo."""
+class PatchTable(Pane):
+    """The session's interventions; switch, rename, delete, clear, undo, redo, and set strengths."""
 
-    dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
+    reads: ClassVar = ("run", "baseline")
 
     def __init__(self, session: Any, **params: Any):
-        super().__init__(**params)
-        self.session = session
+        super().__init__(session, **params)
+        # By intervention, whatever its strength: that at which it is as long as what the site holds.
+        self._reaches: dict[Any, float] = {}
         self.rows = PatchRows(dark=self.param.dark)
         self.rows.clicked = self._clicked
         self._clear = pmui.Button(
@@ -51,7 +55,22 @@ class PatchTable(Viewer):
         )
         self._clear.on_click(lambda event: session.param.update(interventions=[]))
         session.param.watch(lambda *events: self._show(), ["interventions", "effects"])
+        session.param.watch(lambda event: self._reaches.clear(), "model")
         self._show()
+
+    def measure(self, run: Any, baseline: Any) -> dict[Any, float]:
+        steers = [i for i in run.interventions if isinstance(i, Steer)]
+        if not steers:
+            return {}
+        from transpector.state.steering import reach
+
+        return {_key(i): _round(reach(baseline, i)) for i in steers if _key(i) not in self._reaches}
+
+    def show(self, numbers: dict[Any, float]) -> None:
+        # A range stays as it was first found: it must not move while its slider does.
+        self._reaches |= numbers
+        if numbers:
+            self._show()
 
     def _show(self) -> None:
         session = self.session
@@ -71,6 +90,11 @@ class PatchTable(Viewer):
                     "hint": f"{session.metric.label} with it, less without it, the others in force ({unit})",
                 }
             )
+            if isinstance(intervention, Steer):
+                rows[-1] |= {
+                    "strength": intervention.strength,
+                    "reach": self._reaches.get(_key(intervention), 0),
+                }
         self.rows.rows = rows
         self._clear.visible = bool(rows)
 
@@ -85,7 +109,18 @@ class PatchTable(Viewer):
             interventions[at] = replace(interventions[at], enabled=not interventions[at].enabled)
         elif message["do"] == "rename":
             interventions[at] = replace(interventions[at], name=str(message["name"])[:80])
+        elif message["do"] == "strength" and isinstance(interventions[at], Steer):
+            interventions[at] = replace(interventions[at], strength=float(message["value"]))
         self.session.interventions = interventions
 
     def __panel__(self) -> Any:
         return pn.Column(self.rows, self._clear, sizing_mode="stretch_width")
+
+
+def _key(steer: Steer) -> Steer:
+    return replace(steer, strength=1.0, enabled=True)
+
+
+def _round(number: float) -> float:
+    """To two digits, for a scale."""
+    return float(f"{number:.2g}")

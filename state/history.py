@@ -1,8 +1,10 @@
 """History: the interventions as they were, for undo and redo."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from transpector.state.interventions import Intervention
+from transpector.state.steering import Steer
 
 
 class History:
@@ -28,11 +30,17 @@ class History:
         return self._at + 1 < len(self._lists)
 
     def push(self, interventions: Iterable[Intervention]) -> None:
-        """Go on to a new list, unless it is the present one."""
+        """Go on to a new list, unless it is the present one.
+
+        While one and the same strength is being set, it is one step, however many lists that takes.
+        """
         new = tuple(interventions)
         # Names do not count when interventions are compared, but a change of name can be undone too.
         if new == self.now and [i.name for i in new] == [i.name for i in self.now]:
             return
+        slid = _slid(self.now, new)
+        if slid is not None and self._at and _slid(self._lists[self._at - 1], self.now) == slid:
+            self._at -= 1
         self._lists[self._at + 1 :] = [new]
         self._at += 1
 
@@ -44,3 +52,15 @@ class History:
     def rewrite(self, change: Callable[[Intervention], Intervention]) -> None:
         """Change every intervention of every list."""
         self._lists = [tuple(map(change, interventions)) for interventions in self._lists]
+
+
+def _slid(old: Sequence[Intervention], new: Sequence[Intervention]) -> int | None:
+    """The place of the one intervention of which nothing but its strength differs; None if that is not all."""
+    if len(old) != len(new):
+        return None
+    differ = [at for at, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+    if len(differ) != 1:
+        return None
+    one, other = old[differ[0]], new[differ[0]]
+    both = isinstance(one, Steer) and isinstance(other, Steer)
+    return differ[0] if both and replace(one, strength=other.strength) == other else None

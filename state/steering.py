@@ -190,6 +190,24 @@ class Steer(Intervention):
         return f"{self.strength:+.3g} × {self.direction.what}".replace("-", "−")
 
 
+def reach(run: "Run", steer: Steer) -> float:
+    """The strength at which what is added is as long as what the site holds, at the median of its positions.
+
+    Waits for the model's worker; 0 where the direction has no length.
+    """
+    import torch
+
+    def job() -> float:
+        whole = run.tensor(steer.site.tensor)[_index(steer.site)].float()  # [pos, ...]
+        runs = [run.model.answer(origin) for origin in steer.origins(run.question, run.model.tokenize)]
+        length = float(steer.read(runs).float().norm())
+        held = whole.flatten(1).norm(dim=-1) if whole.ndim > 1 else whole.abs()
+        # The first token's activations are far from all others.
+        return float(torch.median(held[min(1, len(held) - 1) :])) / length if length else 0.0
+
+    return run.model.worker.call(job)
+
+
 def _numbers(values: "Iterable[float]") -> tuple[float, ...]:
     import numpy as np
 

@@ -109,7 +109,7 @@ def main() -> None:
             firsts.append(time.monotonic() - began)
             traffic.settle(1.0)
             began = time.monotonic()
-            session.inbox.post(lambda board=board: board.graph.unfold(unfolded))
+            session.inbox.post(lambda board=board: board.late["Graph"].unfold(unfolded))
             last = page.locator(
                 f'.react-flow__edge[data-id="L{max(unfolded)}.mlp_post>L{max(unfolded)}.mlp_out"]'
             )

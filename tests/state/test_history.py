@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from transpector.state.history import History
 from transpector.state.interventions import Ablate
+from transpector.state.steering import Steer
 
 A, B, C = Ablate("L0H0.z"), Ablate("L0H1.z"), Ablate("L0H2.z")
 
@@ -65,3 +66,17 @@ def test_rewriting_changes_every_list():
     assert [i.enabled for i in history.now] == [False, False]
     assert [i.enabled for i in history.step(-1)] == [False]
     assert history.can_redo
+
+
+def test_one_strength_being_set_is_one_step_and_two_are_two():
+    history = History()
+    one, other = (Steer(f"L{layer}.resid_pre", [1.0, 2.0], 1) for layer in (0, 1))
+    history.push([one, other])
+    for strength in (2, 3, 4):
+        history.push([replace(one, strength=strength), other])
+    for strength in (5, 6):
+        history.push([replace(one, strength=4), replace(other, strength=strength)])
+    assert history.step(-1) == (replace(one, strength=4), other)
+    assert history.step(-1) == (one, other)
+    assert history.step(-1) == ()
+    assert history.step(1) == (one, other)

@@ -255,3 +255,17 @@ def test_a_new_model_switches_off_the_direction_that_it_has_no_room_for(random_l
     session.wait()
     assert [i.enabled for i in session.interventions] == [False, True]
     assert "Switched off 1" in session.note
+
+
+@pytest.mark.parametrize("address", ["L1.resid_pre", "L1H2.z", "L2N7.mlp_post"])
+def test_at_its_reach_what_is_added_is_as_long_as_what_is_there(random_lm, address):
+    from transpector.state.steering import reach
+
+    run, site = random_lm("llama").run(Question(IDS)), tp.Site.parse(address)
+    shape = tp.Site(site.kind, site.layer, site.head, site.neuron, 0).shape(run.model.spec, N)
+    vector = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    held = run.activation(site).reshape(N, -1)
+    lengths = np.sort(np.linalg.norm(held, axis=-1)[1:])
+    strength = reach(run, tp.Steer(site, vector))
+    assert strength * np.linalg.norm(vector) == pytest.approx(lengths[(len(lengths) - 1) // 2], rel=1e-5)
+    assert reach(run, tp.Steer(site, 0 * vector)) == 0

@@ -1,5 +1,6 @@
 """A real browser on a served view: nothing may leave this machine, and the console stays clean."""
 
+import asyncio
 import logging
 import os
 import shutil
@@ -98,7 +99,8 @@ def serve():
 
 def is_hang_up(record: logging.LogRecord) -> bool:
     """Whether a log record only says that a browser closed its page while it was being written to."""
-    return "WebSocketClosedError" in record.getMessage()
+    cut_off = bool(record.exc_info) and record.exc_info[0] is asyncio.CancelledError
+    return cut_off or "WebSocketClosedError" in record.getMessage()
 
 
 @pytest.fixture

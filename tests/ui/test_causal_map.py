@@ -192,7 +192,7 @@ def test_another_question_is_answered_before_the_sweep_ends(map_desk, builtin, g
     map_desk.choose("Over", "Heads × positions")
     run(map_desk)
     map_desk.until(held.reached.is_set)
-    under_way = map_desk.board.causal_map.sweep
+    under_way = map_desk.board.late["Causal map"].sweep
     over = []
     session.param.watch(lambda event: over.append(under_way.is_over), "run")
     map_desk.button("Set it to zero").click()

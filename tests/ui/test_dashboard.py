@@ -12,7 +12,7 @@ import transpector as tp
 from transpector.components import theme
 from transpector.components.base import visible
 from transpector.serve import FIRST_TEXT
-from transpector.state import measure
+from transpector.state import direct, measure
 
 pytestmark = pytest.mark.browser
 
@@ -87,7 +87,11 @@ def test_the_first_picture_is_what_the_model_computes(desk, builtin):
     desk.expect_loss(run, run)
     desk.expect_metric(run.loss.mean(), run.loss.mean())
     desk.until(lambda: np.array_equal(desk.figure("image")["image"][0], run.pattern(layer, head).ravel()))
-    expect(desk.page.get_by_text(f"{run.n_pos} of {builtin.spec.n_ctx} tokens")).to_be_visible()
+    expect(
+        desk.page.get_by_title(f"This model reads at most {builtin.spec.n_ctx}").filter(
+            has_text=f"{run.n_pos} tokens"
+        )
+    ).to_be_visible()
     expect(desk.says).to_contain_text(f"{run.n_pos} tokens")
     expect(desk.error).to_have_count(0)
 
@@ -147,10 +151,10 @@ def test_a_head_is_selected_by_click_and_by_key(desk, builtin):
         expect(desk.page.get_by_role("radio", name=name)).to_be_visible()  # whose attention the strip shows
         desk.until(lambda: np.array_equal(desk.figure("image")["image"][0], run.pattern(layer, head).ravel()))
         np.testing.assert_allclose(
-            desk.figure("norm")["norm"], measure.result_norm(run, layer, head), rtol=1e-5
+            desk.figure("norm")["norm"], direct.result_norm(run, layer, head), rtol=1e-5
         )
         for which, tokens in zip(
-            ("promotes", "suppresses"), measure.head_tokens(run, layer, head, desk.at(run)), strict=True
+            ("promotes", "suppresses"), direct.promoted(run, f"L{layer}H{head}.z", desk.at(run)), strict=True
         ):
             shown = desk.bars(which)
             assert [piece for piece, _ in shown] == visible([piece for piece, _ in tokens])

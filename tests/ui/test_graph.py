@@ -25,7 +25,7 @@ class Diagram:
 
     @property
     def pane(self):
-        return self.desk.board.graph
+        return self.desk.board.late["Graph"]
 
     @property
     def session(self):
