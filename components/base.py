@@ -43,6 +43,9 @@ class Pane(Viewer):
         """Put numbers on the page."""
         raise NotImplementedError
 
+    def refuse(self, reason: str) -> None:
+        """Say why there are no numbers of this run to show."""
+
     def refresh(self) -> None:
         """Measure and show anew, once there is a run."""
         run = self.session.run
@@ -60,7 +63,9 @@ class Pane(Viewer):
             if error is None:
                 with pn.io.hold():
                     self.show(future.result())
-            elif not isinstance(error, TranspectorError | Cancelled):
+            elif isinstance(error, TranspectorError):
+                self.refuse(str(error))
+            elif not isinstance(error, Cancelled):
                 _log.error("%s could not be shown.", type(self).__name__, exc_info=error)
                 notify(
                     f"{type(self).__name__} could not be shown ({type(error).__name__}). The log has the details."

@@ -68,11 +68,11 @@ class Inspector(Pane):
             )
 
     def measure(self, run: Any, head: tuple[int, int], position: int) -> dict[str, Any]:
-        from transpector.state import measure  # brings torch, which the first paint does not wait for
+        from transpector.state import direct  # brings torch, which the first paint does not wait for
 
         at = min(position, run.n_pos - 1)
-        up, down = measure.head_tokens(run, *head, at, N_TOKENS)
-        norm = measure.result_norm(run, *head)
+        up, down = direct.promoted(run, Site("z", *head), at, N_TOKENS)
+        norm = direct.result_norm(run, *head)
         pieces = visible(run.tokens)
         return {
             "title": "L{}H{}".format(*head),
@@ -99,6 +99,12 @@ class Inspector(Pane):
             nothing = all(abs(value) < 1e-9 for _, value in tokens)
             bars.param.update(rows=[] if nothing else rows, top=top, empty="Nothing: it writes zero here.")
         self._norm.show(*numbers["norm"])
+
+    def refuse(self, reason: str) -> None:
+        self._title.text = "L{}H{}".format(*self.session.head)
+        for bars in (self._promotes, self._suppresses):
+            bars.param.update(rows=[], empty=reason)
+        self._norm.figure.visible = False
 
     def __panel__(self) -> Any:
         def heading(text: str, hint: str = "") -> Notice:

@@ -201,7 +201,10 @@ def completed(run: Run, wanted: Iterable[Address], sources: Mapping[Intervention
     """The same run with more of it kept, from those layers done again; only ever on the model's worker."""
     model = run.model
     wanted = set(wanted)
-    hooked = Pass(model.stack, model.wiring, run.writes, sources, wanted)
+    layers = {layer for _, layer in wanted}
+    # The others were felt by the residual stream that each layer begins with, and their sources are not at hand.
+    writes = [write for write in run.writes if write.site.layer in layers]
+    hooked = Pass(model.stack, model.wiring, writes, sources, wanted)
     hooked.kept.update((address, whole[None]) for address, whole in run.activations.items())
     ids = torch.tensor([run.question.token_ids], device=model.spec.device)
     with torch.no_grad():

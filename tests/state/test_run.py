@@ -10,7 +10,7 @@ from random_models import random_model
 from reference import forward
 from transpector.state.cache import RunCache
 from transpector.state.errors import Cancelled, SiteError
-from transpector.state.interventions import Ablate, Question
+from transpector.state.interventions import Ablate, Freeze, Question
 from transpector.state.run import KEPT_KINDS
 from transpector.state.sites import KINDS, Site
 
@@ -275,3 +275,10 @@ def test_a_run_does_not_depend_on_the_caller_s_grad_mode(lm):
     with torch.enable_grad():
         run = lm.run(Question(IDS))
     assert not run.logits.requires_grad and run.logits.grad_fn is None
+
+
+def test_a_run_with_its_embedding_held_tells_what_it_did_not_keep(random_lm):
+    lm = random_lm("llama")
+    frozen = Question(IDS, (Freeze("embed", Question([5] * len(IDS))),))
+    plain = lm.run(Question([5] * len(IDS)))
+    assert np.abs(lm.run(frozen).activation("L1.q") - plain.activation("L1.q")).max() <= 1e-5
