@@ -1,6 +1,6 @@
-"""Attribution: what every change of a grid would do to the metric, estimated from gradients."""
+"""Attribution: the metric's gradient, layer by layer from the top, and what changes of a grid are estimated from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,33 +13,58 @@ from transpector.state.grid import Grid
 from transpector.state.sites import Site
 from transpector.state.wiring import LAST_RESID, Address, Pass, is_below
 
+EMBED = ("embed", None)
+
+Felt = dict[Address, tuple[Tensor, Tensor | None]]
+"""Activations, batch left out, and the metric's gradient with respect to each; None where that is out of reach."""
+
 
 def attribution(ground: Ground, grid: Grid) -> "Iterator[Float[np.ndarray, '...']]":
     """Estimate the grid from its last layer down, yielding its array, axes as the grid's, after each.
 
     To first order a change of an activation from a to b moves the metric by (b − a) · d metric / d a: attribution
     patching, Nanda 2023; Syed, Rager and Conmy 2023, "Attribution Patching Outperforms Automated Circuit Discovery".
-    The run has the residual stream before every layer, so each is done and gone back through on its own, and the
-    memory is that of one. Raises InterventionError where the metric has no gradient at the sites.
+    Raises InterventionError where the metric has no gradient at the sites.
     """
     layers = range(grid.n_layers) if grid.layer is None else [grid.layer]
     out = np.full(grid.shape, np.nan, np.float32)
-    gradient = _of_the_metric(ground)
-    elsewhere: dict[Address, Tensor] = {}  # gradients of what higher layers read in this same run
-    for layer in reversed(range(min(layers), ground.n_layers)):
-        at = (grid.kind, layer) if layer in layers else None
-        value, gradient, of_value = _through(ground, layer, at, gradient, elsewhere)
-        if at is not None:
-            if of_value is None:
+    for felt in backward(ground, [(grid.kind, layer) for layer in layers]):
+        for at, (value, gradient) in felt.items():
+            if gradient is None:
                 raise InterventionError(
                     f"{grid.kind} can't be estimated in this model: its gradient is out of reach. "
                     "Sweep without an estimate."
                 )
             site = Site(*at)
-            change = (_changed(ground, grid, site, value) - value) * of_value[0]
+            change = (_changed(ground, grid, site, value) - value) * gradient
             summed = _summed(change, site.axes_of_kind, grid).float().cpu().numpy()
-            out[... if grid.layer is not None else layer] = summed
+            out[... if grid.layer is not None else site.layer] = summed
         yield out.copy()
+
+
+def backward(ground: Ground, wanted: Iterable[Address]) -> Iterator[Felt]:
+    """Go back from the metric to the lowest wanted activation; yields those of each layer, from the last one down.
+
+    The run has the residual stream before every layer, so each is done and gone back through on its own, and the
+    memory is that of one. An activation is what it is after the run's own interventions, and its gradient passes
+    back through those above it. The last residual stream comes with the last layer, the embedding by itself at the end.
+    """
+    wanted = set(wanted)
+    gradient = _of_the_metric(ground)
+    felt: Felt = {}
+    if LAST_RESID in wanted:
+        felt[LAST_RESID] = ground.run.activations[LAST_RESID], gradient[0]
+    elsewhere: dict[Address, Tensor] = {}  # gradients of what higher layers read in this same run
+    lowest = min(
+        (0 if layer is None else layer for _, layer in wanted - {LAST_RESID}), default=ground.n_layers - 1
+    )
+    for layer in reversed(range(lowest, ground.n_layers)):
+        here = [at for at in wanted if at[1] == layer]
+        gradient, found = _through(ground, layer, here, gradient, elsewhere)
+        yield felt | found
+        felt = {}
+    if EMBED in wanted:
+        yield _to_the_embedding(ground, gradient, elsewhere)
 
 
 def _of_the_metric(ground: Ground) -> Float[Tensor, "1 pos d_model"]:
@@ -57,39 +82,71 @@ def _of_the_metric(ground: Ground) -> Float[Tensor, "1 pos d_model"]:
 
 
 def _through(
-    ground: Ground, layer: int, wanted: Address | None, gradient: Tensor, elsewhere: dict[Address, Tensor]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The wanted activation of a layer, and the gradients with respect to the stream before it and to that."""
-    run, entry = ground.run, ("resid_pre", layer)
-    hooked = Pass(
-        ground.model.stack,
-        ground.model.wiring,
-        run.interventions,
-        ground.sources,
-        keep=[wanted] if wanted else [],
-    )
+    ground: Ground, layer: int, wanted: list[Address], gradient: Tensor, elsewhere: dict[Address, Tensor]
+) -> tuple[Tensor, Felt]:
+    """The gradient with respect to the stream before a layer, given that after it, and what is wanted of the layer."""
+    entry, after = ("resid_pre", layer), ("resid_pre", layer + 1)
+    hooked = Pass(ground.model.stack, ground.model.wiring, ground.run.writes, ground.sources, keep=wanted)
     hooked.writes.pop(entry, None)  # the run has it as it is after them
-    stream = run.activations[entry][None].detach().requires_grad_()
-    below = [address for address in ground.read_here if is_below(address, layer)]
-    for address in below:
-        hooked.kept[address] = run.tensor(address)[None].detach().requires_grad_()
+    stream = ground.run.activations[entry][None].detach().requires_grad_()
+    below = _leaves(ground, hooked, layer)
     with torch.enable_grad():
-        after = hooked.visit(layer, stream, ground.calls(1, 0)[layer])
-        ends, weights = [after], [gradient]
+        # The gradient that is given is that of the stream as it was after the run's writes to it.
+        end = hooked._change(after, hooked.visit(layer, stream, ground.calls(1, 0)[layer]))
+        ends, weights = [end], [gradient]
         for address in [address for address in elsewhere if address[1] == layer]:
-            if hooked.kept[address].requires_grad:
-                ends.append(hooked.kept[address])
-                weights.append(elsewhere.pop(address))
-        value = hooked.kept[wanted] if wanted else stream
-        starts = [stream, value, *(hooked.kept[address] for address in below)]
-        usable = [start for start in starts if start.requires_grad]
-        found = iter(torch.autograd.grad(ends, usable, weights, allow_unused=True))
-        gradients = [next(found) if start.requires_grad else None for start in starts]
-    for address, more in zip(below, gradients[2:], strict=True):
+            ends.append(hooked.kept[address])
+            weights.append(elsewhere.pop(address))
+        values = [hooked.kept[at] for at in wanted]
+        before, *found = _gradients(ends, weights, [stream, *values, *below.values()])
+    for address, more in zip(below, found[len(values) :], strict=True):
         if more is not None:
             elsewhere[address] = elsewhere.get(address, 0) + more
-    before = torch.zeros_like(stream) if gradients[0] is None else gradients[0]
-    return value[0].detach(), before, gradients[1]
+    felt = {
+        at: (value[0].detach(), None if of_value is None else of_value[0])
+        for at, value, of_value in zip(wanted, values, found, strict=False)
+    }
+    return torch.zeros_like(stream) if before is None else before, felt
+
+
+def _to_the_embedding(ground: Ground, gradient: Tensor, elsewhere: dict[Address, Tensor]) -> Felt:
+    """What the tokens put into the stream, given the gradient with respect to the stream before the first layer."""
+    hooked = Pass(ground.model.stack, ground.model.wiring, ground.run.writes, ground.sources)
+    ids = ground.ids(0)
+
+    def leaf(whole: Tensor, hook: object) -> Tensor:
+        hooked.kept[EMBED] = hooked._change(EMBED, whole).detach().requires_grad_()
+        return hooked.kept[EMBED]
+
+    with torch.enable_grad():
+        with ground.model.stack.hooked([("hook_embed", leaf)]):
+            entry = ground.model.stack.open(ids)
+        end, embed = hooked._change(("resid_pre", 0), entry.hidden), hooked.kept[EMBED]
+        ends, weights = [end], [gradient]
+        if EMBED in elsewhere:
+            ends.append(embed)
+            weights.append(elsewhere.pop(EMBED))
+        (found,) = _gradients(ends, weights, [embed])
+    return {EMBED: (embed[0].detach(), None if found is None else found[0])}
+
+
+def _leaves(ground: Ground, hooked: Pass, layer: int) -> dict[Address, Tensor]:
+    """What the run's interventions may read below a layer, put where a pass from that layer on looks for it."""
+    below = [address for address in ground.read_here if is_below(address, layer)]
+    for address in below:
+        hooked.kept[address] = ground.run.tensor(address)[None].detach().requires_grad_()
+    return {address: hooked.kept[address] for address in below}
+
+
+def _gradients(ends: list[Tensor], weights: list[Tensor], starts: list[Tensor]) -> list[Tensor | None]:
+    """Of the weighted ends with respect to each start; None where nothing leads from one to the other."""
+    both = [(end, weight) for end, weight in zip(ends, weights, strict=True) if end.requires_grad]
+    usable = [start for start in starts if start.requires_grad]
+    if not both or not usable:
+        return [None] * len(starts)
+    ends, weights = zip(*both, strict=True)
+    found = iter(torch.autograd.grad(ends, usable, weights, allow_unused=True))
+    return [next(found) if start.requires_grad else None for start in starts]
 
 
 def _changed(ground: Ground, grid: Grid, site: Site, value: Tensor) -> Tensor:

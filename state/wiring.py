@@ -168,7 +168,16 @@ class Pass:
         """Those that carry no site: they are only ever read, by their own names."""
         for name, at in self._keep:
             if at == layer and name.startswith("blocks."):
-                yield name, self._direct((name, at))
+                yield name, self._read((name, at))
+
+    def _read(self, at: Address) -> Hook:
+        def hook(whole: Tensor, hook: object) -> None:
+            batch, n_pos = self._hidden.shape[:2]
+            # Some models do a part of a block with all texts' tokens in one row (OPT its MLP).
+            is_flat = whole.ndim == 2 and len(whole) == batch * n_pos
+            self.kept[at] = whole.unflatten(0, (batch, n_pos)) if is_flat else whole
+
+        return hook
 
     def _hook(self, kind: str, layer: int) -> Hook | None:
         at = (kind, layer)
