@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import param
 
 from transpector.state.chat import Message, has_template, rendered
+from transpector.state.effects import log_failure, measure_effects
 from transpector.state.errors import Cancelled, InterventionError, ModelError, TranspectorError
 from transpector.state.history import History
 from transpector.state.inbox import Inbox
-from transpector.state.interventions import Freeze, Intervention, Question, active
+from transpector.state.interventions import Freeze, Intervention, Question
 from transpector.state.metric import Metric
 from transpector.state.notes import Note, noted
 from transpector.state.sites import Site
 from transpector.state.store import STORE, Loading
-from transpector.state.worker import BACKGROUND
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -386,7 +386,7 @@ class Session(param.Parameterized):
         answer = self.model.worker.submit(
             lambda: self._answer(asked, stop), delay=TYPING_PAUSE if typed else 0.0
         )
-        answer.add_done_callback(_log_failure)
+        answer.add_done_callback(log_failure)
 
     def _answer(self, asked: tuple, stop: threading.Event) -> None:
         """Find the newest answer; on the model's worker."""
@@ -422,11 +422,14 @@ class Session(param.Parameterized):
             self.inbox.post(lambda: stop.is_set() or self._unanswerable(failure, stop))
             return
 
+        def tell(effects: dict[int, float]) -> None:
+            self.inbox.post(lambda: stop.is_set() or self.param.update(effects=effects))
+
         def publish() -> None:
             self._publish(run, baseline, recalled, stop)
             # Not before the answer is shown: the worker would be busy again.
             if run.interventions:
-                self._measure_effects(model, question, metric, interventions, stop)
+                measure_effects(model, question, metric, interventions, stop, tell)
 
         self.inbox.post(lambda: stop.is_set() or publish())
 
@@ -465,29 +468,6 @@ class Session(param.Parameterized):
             error = f"Something went wrong inside Transpector ({type(failure).__name__}: {failure}). The log has the details."
         self.error = error
 
-    def _measure_effects(
-        self, model: "Model", question: Question, metric: Metric, interventions: tuple, stop: threading.Event
-    ) -> None:
-        """What the metric loses without each intervention; behind everybody's runs, one job each."""
-        effects: dict[int, float] = {}
-
-        def measure(place: int) -> None:
-            if stop.is_set():
-                return
-            others = active(i for at, i in enumerate(interventions) if at != place)
-            try:
-                run = model.answer(question, cancelled=stop.is_set)
-                without = model.answer(replace(question, interventions=others), cancelled=stop.is_set)
-                effects[place] = metric.of(run) - metric.of(without)
-            except (Cancelled, TranspectorError):
-                return
-            self.inbox.post(lambda: stop.is_set() or self.param.update(effects=dict(effects)))
-
-        for place, intervention in enumerate(interventions):
-            if intervention.enabled:
-                effect = model.worker.submit(lambda place=place: measure(place), priority=BACKGROUND)
-                effect.add_done_callback(_log_failure)
-
 
 def _read(model: "Model", text: str, token_ids: Sequence[int] | None, bos: bool | None) -> Question:
     """What is asked about a text without interventions; raises TextError if the model can't read it."""
@@ -503,8 +483,3 @@ def _head_of(selection: Sequence[str]) -> tuple[int, int] | None:
 
 def _is_unbound(intervention: Intervention) -> bool:
     return isinstance(intervention, Freeze) and intervention.held is None
-
-
-def _log_failure(future: "Future[Any]") -> None:
-    if not future.cancelled() and future.exception() is not None:
-        _log.error("A job of the session failed.", exc_info=future.exception())

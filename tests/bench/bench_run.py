@@ -151,7 +151,7 @@ def measure_self_test(model: Model, plain: torch.nn.Module, tokens: int) -> list
     for _ in range(5):
         with torch.no_grad():
             unit.time(lambda: plain(ids))
-        test.time(lambda: model.worker.call(lambda: self_test(model.bridge, model.spec)))
+        test.time(lambda: model.worker.call(lambda: self_test(model.stack, model.spec)))
     return [HEADER, test.row(unit)]
 
 
