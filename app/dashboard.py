@@ -15,10 +15,12 @@ from transpector.components import theme
 from transpector.components.causal_map import CausalMap
 from transpector.components.contact_sheet import AttentionSheet
 from transpector.components.continuation import Continuation
+from transpector.components.contributions import ContributionsPane
 from transpector.components.guide import Guide
 from transpector.components.inspector import Inspector
 from transpector.components.intervene import Intervene
 from transpector.components.keyboard import Keyboard
+from transpector.components.lens import LensPane
 from transpector.components.loss import TokenLoss
 from transpector.components.metric_readout import MetricReadout
 from transpector.components.model_selector import ModelSelector
@@ -27,6 +29,7 @@ from transpector.components.parts.notice import Notice
 from transpector.components.patch_table import PatchTable
 from transpector.components.run_state import RunState
 from transpector.components.selected_head import SelectedHead
+from transpector.components.stream import StreamPane
 from transpector.components.text_input import TextInput
 from transpector.components.token_strip import TextStrip
 from transpector.state.session import Session
@@ -41,7 +44,7 @@ class Dashboard(Viewer):
     dark = param.Boolean(default=False, doc="Whether the page is dark.")
     tab = param.Selector(
         default="Attention",
-        objects=["Attention", "Graph", "Causal map", "Generate"],
+        objects=["Attention", "Graph", "Lens", "Stream", "Contributions", "Causal map", "Generate"],
         doc="Which tab of the middle is open.",
     )
 
@@ -116,7 +119,9 @@ class Dashboard(Viewer):
 
     def _inspect(self, *events: Any) -> None:
         """Beside the graph is whatever part is selected there; elsewhere, the head."""
-        is_part = self.tab == "Graph" and self.session.selection != ["L{}H{}.z".format(*self.session.head)]
+        is_part = self.tab in _SELECTS_PARTS and self.session.selection != [
+            "L{}H{}.z".format(*self.session.head)
+        ]
         if is_part and self.part is None:
             from transpector.components.graph.part import PartInspector
 
@@ -167,7 +172,12 @@ class Dashboard(Viewer):
         return pn.Row(
             column(
                 3,
-                self._heading("Attention of every head", "Click a head, or use the arrow keys"),
+                pn.Row(
+                    self._heading("Attention of every head", "Click a head, or use the arrow keys"),
+                    self.sheet.colour,
+                    sizing_mode="stretch_width",
+                    align="center",
+                ),
                 self.sheet,
                 self._heading("Loss per token", "The line is now, grey the baseline"),
                 pn.Column(self.loss, height=208, sizing_mode="stretch_width"),
@@ -249,8 +259,14 @@ def _model_graph(session: Session, **params: Any) -> Any:
     return ModelGraph(session, **params)
 
 
+_SELECTS_PARTS = ("Graph", "Lens", "Stream", "Contributions")
+"""Tabs in which more than heads can be selected."""
+
 _MAKES: dict[str, Callable[..., Any]] = {
     "Graph": _model_graph,
+    "Lens": LensPane,
+    "Stream": StreamPane,
+    "Contributions": ContributionsPane,
     "Causal map": CausalMap,
     "Generate": Continuation,
 }

@@ -5,12 +5,18 @@ from typing import Any, ClassVar
 
 import panel as pn
 import param
+from panel.reactive import Syncable
 from panel.viewable import Viewer
 
 from transpector.state.errors import Cancelled, TranspectorError
 from transpector.state.session import Session
 
 _log = logging.getLogger(__name__)
+
+# What a page sends while its document is busy comes later, and without the document's lock unless told otherwise; but
+# figures, which are Bokeh's, can't be changed without it.
+for _late in (Syncable._change_coroutine, Syncable._event_coroutine):
+    _late.lock = True
 
 
 class Pane(Viewer):

@@ -8,6 +8,8 @@ const LABEL_TOP = 18
 const LEGEND = 32
 const LEGEND_GAP = 8
 const SIDEWAYS_GAIN = 1.06 // another block of layers must make cells this much larger
+const STRIP = 0.14 // of a cell: the height of the strip below it that has the colour of its score
+const MIN_STRIP = 4 // px
 
 const CSS = `
 .sheet { position: relative; contain: inline-size; font-family: var(--sans); font-size: 12px; line-height: 16px; color: var(--ink); }
@@ -21,8 +23,11 @@ canvas.picture:focus-visible { outline: 2px solid var(--accent); outline-offset:
 .legend { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 16px; margin-top: 8px; padding-left: 30px;
   min-height: 24px; color: var(--muted); font-variant-numeric: tabular-nums; }
 .legend > span { display: inline-flex; align-items: center; gap: 8px; white-space: nowrap; }
+.legend > span[hidden], .legend > span:empty { display: none; }
+.legend .what { white-space: normal; }
 .entry { display: inline-flex; align-items: center; gap: 4px; }
 .bar { width: 96px; height: 8px; border-radius: 2px; box-shadow: 0 0 0 1px var(--line); }
+.bar.short { width: 64px; }
 .swatch { width: 16px; height: 16px; }
 button { all: unset; cursor: pointer; padding: 2px 8px; border-radius: 4px; box-shadow: inset 0 0 0 1px var(--line);
   color: var(--muted); }
@@ -80,6 +85,21 @@ export function render({model, el}) {
     shown = {layers, heads, side, pixels, maxima, pooled: model.pooled, pieces: model.pieces || []}
   }
 
+  // A number for each head, or null; apart from what the thumbnails need, for it may change without them.
+  function scores() {
+    const bytes = model.scores
+    if (!bytes || bytes.byteLength !== 4 * shown.layers * shown.heads) return null
+    const values = new Float32Array(bytes)
+    const top = model.scores_top || values.reduce((most, value) => Math.max(most, Math.abs(value) || 0), 0) || 1
+    return {values, top}
+  }
+
+  function scoreColour(value, top) {
+    const scale = look.signed[model.dark ? "dark" : "light"]
+    const at = Math.floor(scale.length * (1 + value / top) / 2)
+    return scale[Math.max(0, Math.min(scale.length - 1, at))]
+  }
+
   const below = () => Math.max(LEGEND, legend.offsetHeight + LEGEND_GAP)
 
   function lay() {
@@ -88,12 +108,14 @@ export function render({model, el}) {
     if (!width || !layers) return null
     const dpr = window.devicePixelRatio || 1
     const height = model.max_height ? model.max_height - below() - LABEL_TOP : Infinity
+    const scored = scores() !== null
     let best = null
     for (let blocks = 1; blocks <= layers; blocks++) {
       const rows = Math.ceil(layers / blocks)
       if (Math.ceil(layers / rows) !== blocks) continue
       const across = (width - blocks * LABEL_LEFT - (blocks - 1) * BLOCK_GAP) / (blocks * heads)
-      const step = Math.min(across, height / rows)
+      const down = height / rows
+      const step = Math.min(across, scored ? Math.min(down / (1 + STRIP), down - MIN_STRIP) : down)
       if (!best || step > best.step * SIDEWAYS_GAIN && best.step < MAX_CELL) best = {blocks, rows, step}
     }
     const gap = Math.round((best.step > 40 ? 4 : best.step > 16 ? 3 : 1) * dpr)
@@ -102,15 +124,17 @@ export function render({model, el}) {
     const left = Math.round(LABEL_LEFT * dpr)
     const top = Math.round(LABEL_TOP * dpr)
     const step = Math.min(room, cell + gap)
+    const strip = scored ? Math.max(Math.round(MIN_STRIP * dpr), Math.floor(STRIP * step)) : 0
+    const tall = step + strip
     const block = left + heads * step + Math.round(BLOCK_GAP * dpr)
     const cells = []
     for (let layer = 0; layer < layers; layer++) {
       const x = Math.floor(layer / best.rows) * block + left
-      const y = top + (layer % best.rows) * step
+      const y = top + (layer % best.rows) * tall
       cells.push(Array.from({length: heads}, (_, head) => [x + head * step, y]))
     }
-    return {dpr, cell, step, left, top, block, rows: best.rows, blocks: best.blocks, cells,
-      width: best.blocks * block - Math.round(BLOCK_GAP * dpr), height: top + best.rows * step}
+    return {dpr, cell, step, strip, tall, left, top, block, rows: best.rows, blocks: best.blocks, cells,
+      width: best.blocks * block - Math.round(BLOCK_GAP * dpr), height: top + best.rows * tall}
   }
 
   // -- the thumbnails -----------------------------------------------------------------------------------------------
@@ -172,7 +196,7 @@ export function render({model, el}) {
   // -- what lies on them --------------------------------------------------------------------------------------------
 
   function compose() {
-    const {cell, step, dpr, cells, width, height} = geometry
+    const {cell, step, strip, dpr, cells, width, height} = geometry
     const colour = colours()
     context.clearRect(0, 0, width, height)
     context.putImageData(base, 0, 0)
@@ -181,9 +205,10 @@ export function render({model, el}) {
     context.lineWidth = hair
     context.globalAlpha = step - cell < 3 * hair ? 0.6 : 1 // where neighbours' hairlines meet
     for (const row of cells) {
-      for (const [x, y] of row) context.strokeRect(x - hair / 2, y - hair / 2, cell + hair, cell + hair)
+      for (const [x, y] of row) context.strokeRect(x - hair / 2, y - hair / 2, cell + hair, cell + hair + strip)
     }
     context.globalAlpha = 1
+    if (strip) underline(hair)
     names()
     const badges = new Map()
     for (const mark of model.marks || []) {
@@ -198,19 +223,33 @@ export function render({model, el}) {
       const thick = Math.max(2, Math.round(2 * dpr))
       context.strokeStyle = colour.accent
       context.lineWidth = thick
-      context.strokeRect(place[0] - thick / 2, place[1] - thick / 2, cell + thick, cell + thick)
+      context.strokeRect(place[0] - thick / 2, place[1] - thick / 2, cell + thick, cell + thick + strip)
     }
     canvas.dataset.drawn = String(Number(canvas.dataset.drawn) + 1)
   }
 
+  // The strips lie below the thumbnails, a hairline between, and so hide nothing of them.
+  function underline(hair) {
+    const {cell, strip, cells} = geometry
+    const {values, top} = scores()
+    cells.forEach((row, layer) => row.forEach(([x, y], head) => {
+      const value = values[layer * shown.heads + head]
+      if (Number.isNaN(value)) return
+      context.fillStyle = scoreColour(value, top)
+      context.fillRect(x, y + cell + hair, cell, strip - hair)
+    }))
+    context.fillStyle = colours().line
+    for (const row of cells) for (const [x, y] of row) context.fillRect(x, y + cell, cell, hair)
+  }
+
   function names() {
-    const {cell, dpr, step, left, top, rows, blocks, block, cells} = geometry
+    const {cell, dpr, step, tall, left, top, rows, blocks, block, cells} = geometry
     const {layers, heads} = shown
     const colour = colours()
     const face = look.sans
     const size = 11 * dpr
     const wide = cell / dpr >= 22
-    const every = Math.max(1, Math.ceil(14 * dpr / step))
+    const every = Math.max(1, Math.ceil(14 * dpr / tall))
     const across = Math.max(1, Math.ceil((wide ? 24 : 18) * dpr / step))
     const write = (text, x, y, strong) => {
       context.fillStyle = strong ? colour.accent : colour.muted
@@ -250,11 +289,17 @@ export function render({model, el}) {
   const key = element("span")
   key.append(low, bar, high)
   const toggle = element("button")
+  const scored = element("span")
+  const scoreBar = element("canvas", "bar short")
+  scoreBar.width = 255
+  scoreBar.height = 1
+  const [least, most, what] = [element("span"), element("span"), element("span", "what")]
+  scored.append(least, scoreBar, most, what)
   toggle.type = "button"
   toggle.addEventListener("click", () => { model.scale = model.scale === "global" ? "head" : "global" })
   const note = element("span")
   const states = element("span")
-  legend.append(key, toggle, note, states)
+  legend.append(key, scored, toggle, note, states)
 
   function describe() {
     const colour = colours()
@@ -272,6 +317,7 @@ export function render({model, el}) {
     const n = shown.pooled * Math.ceil(shrunk)
     const most = Number.isInteger(shrunk) ? "" : "up to "
     note.textContent = n > 1 ? `each pixel: maximum over ${most}${n} × ${n} positions` : "rows: query · columns: key"
+    describeScores()
     states.replaceChildren()
     for (const state of ["ablated", "frozen", "patched", "steered"]) {
       if (!(model.marks || []).some((mark) => mark.state === state)) continue
@@ -289,19 +335,35 @@ export function render({model, el}) {
       `Attention patterns of ${layers} layers × ${heads} heads. The arrow keys select a head.`)
   }
 
+  function describeScores() {
+    const found = scores()
+    scored.hidden = !found && !model.scores_label
+    for (const part of [least, scoreBar, most]) part.hidden = !found
+    what.textContent = model.scores_label
+    if (!found) return
+    const ends = found.top.toPrecision(3)
+    least.textContent = `−${Number(ends)}`
+    most.textContent = `+${Number(ends)}`
+    const ink = scoreBar.getContext("2d")
+    for (let x = 0; x < scoreBar.width; x++) {
+      ink.fillStyle = scoreColour(2 * x / (scoreBar.width - 1) - 1, 1)
+      ink.fillRect(x, 0, 1, 1)
+    }
+  }
+
   // -- the pointer and the keys -------------------------------------------------------------------------------------
 
   function hit(event) {
     if (!geometry) return null
-    const {cell, step, left, top, block, rows, blocks, dpr} = geometry
+    const {cell, step, tall, left, top, block, rows, blocks, dpr} = geometry
     const x = event.offsetX * dpr
     const y = event.offsetY * dpr
     const b = Math.min(blocks - 1, Math.floor(x / block))
     const head = Math.floor((x - b * block - left) / step)
-    const down = Math.floor((y - top) / step)
+    const down = Math.floor((y - top) / tall)
     const layer = b * rows + down
     if (head < 0 || head >= shown.heads || down < 0 || down >= rows || layer >= shown.layers) return null
-    return {layer, head, rows: under(y - top - down * step), cols: under(x - b * block - left - head * step)}
+    return {layer, head, rows: under(y - top - down * tall), cols: under(x - b * block - left - head * step)}
   }
 
   // The half-open range of the thumbnail's rows (or columns) that one pixel of the screen shows: enlarged, each
@@ -328,13 +390,14 @@ export function render({model, el}) {
     const at = hit(event)
     canvas.classList.toggle("over", at !== null)
     if (!at) return leave()
-    const {dpr, cell, cells} = geometry
+    const {dpr, cell, strip, cells} = geometry
     const [x, y] = cells[at.layer][at.head]
     const grow = 1.5
     hover.hidden = false
     hover.style.left = `${x / dpr - grow}px`
     hover.style.top = `${y / dpr - grow}px`
-    hover.style.width = hover.style.height = `${cell / dpr + 2 * grow}px`
+    hover.style.width = `${cell / dpr + 2 * grow}px`
+    hover.style.height = `${(cell + strip) / dpr + 2 * grow}px`
     const {side, heads, pixels, maxima, pieces} = shown
     const index = at.layer * heads + at.head
     let value = 0
@@ -358,12 +421,21 @@ export function render({model, el}) {
     number.textContent = (value / 255).toFixed(2)
     label.replaceChildren(name, quiet([...facts.map((fact) => ` · ${fact}`), " · "].join("")),
       quiet(words(query, "query", "queries")), ...piece(query), quiet(" → "),
-      quiet(words(target, "key", "keys")), ...piece(target), quiet(several ? ": max in cell " : ": "), number)
+      quiet(words(target, "key", "keys")), ...piece(target), quiet(several ? ": max in cell " : ": "), number, ...scoreLine(index))
     if (!label.matches(":popover-open")) label.showPopover()
     const {clientX, clientY} = event
     const {width, height} = label.getBoundingClientRect()
     label.style.left = `${Math.max(8, Math.min(clientX + 14, window.innerWidth - width - 8))}px`
     label.style.top = `${clientY + 20 + height > window.innerHeight ? clientY - height - 12 : clientY + 20}px`
+  }
+
+  function scoreLine(index) {
+    const found = scores()
+    if (!found || Number.isNaN(found.values[index])) return []
+    const number = element("b")
+    const value = found.values[index]
+    number.textContent = `${value > 0 ? "+" : ""}${Number(value.toPrecision(4))}`.replaceAll("-", "−")
+    return [quiet(`\n${model.scores_label}: `), number]
   }
 
   function leave() {
@@ -453,7 +525,7 @@ export function render({model, el}) {
   }
 
   model.on(["thumbnails", "maxima", "shape", "pooled", "pieces", "scale", "dark", "max_height"], recolour)
-  model.on("marks", ask)
+  model.on(["marks", "scores", "scores_top", "scores_label"], ask)
   model.on("selected", announce)
   model.on("busy", dress)
   const observer = new ResizeObserver(() => { if (sheet.clientWidth !== width) ask() })

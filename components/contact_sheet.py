@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import panel_material_ui as pmui
 import param
 from panel.custom import JSComponent
 
 from transpector.components import theme
 from transpector.components.base import Pane, visible
+from transpector.components.parts.contribution_numbers import ContributionNumbers
+from transpector.components.parts.effect_figure import palette as effect_palette
+from transpector.components.parts.touched import heads_of
+from transpector.state.errors import ModelError
 
 
 class ContactSheet(JSComponent):
@@ -47,6 +53,17 @@ class ContactSheet(JSComponent):
     selected = param.NumericTuple(
         default=None, length=2, allow_None=True, doc="The selected (layer, head); None for none. Both ways."
     )
+    scores = param.Bytes(
+        default=b"",
+        doc="""
+        float32 [layer, head]: a number for each head, drawn as a strip below its thumbnail. Optional.""",
+    )
+    scores_top = param.Number(
+        default=0.0, doc="The magnitude that has the strongest colour; 0 for the largest of `scores`."
+    )
+    scores_label = param.String(
+        doc="What the scores are, and their unit; without scores, why there are none."
+    )
     marks = param.List(
         default=[],
         item_type=dict,
@@ -60,7 +77,10 @@ class ContactSheet(JSComponent):
     )
 
     _esm = Path(__file__).parent / "contact_sheet.js"
-    _constants = theme.constants()
+    _constants: ClassVar = {
+        **theme.constants(),
+        "signed": {"light": effect_palette(False), "dark": effect_palette(True)},
+    }
 
     def __init__(self, **params):
         params.setdefault("sizing_mode", "stretch_width")
@@ -71,6 +91,9 @@ class ContactSheet(JSComponent):
         if isinstance(msg.get("selected"), list):  # JSON knows no tuples
             msg["selected"] = tuple(msg["selected"])
         return super()._process_property_change(msg)
+
+
+_QUIET = "label .MuiTypography-root.MuiFormControlLabel-label { font-size: 13px; }"
 
 
 class AttentionSheet(Pane):
@@ -85,6 +108,17 @@ class AttentionSheet(Pane):
         session.param.watch(lambda event: self.sheet.param.update(selected=event.new), "head")
         session.param.watch(lambda event: self._mark(), "interventions")
         session.param.watch(lambda event: self.sheet.param.update(busy=event.new == "running"), "state")
+        self.colour = pmui.Switch(
+            label="Colour by contributions",
+            value=False,
+            size="small",
+            margin=0,
+            stylesheets=[_QUIET],
+            description="A strip below each head: what it adds to the logit of the metric, as in the Contributions tab",
+        )
+        self._contributions = _HeadContributions(session, self.sheet, in_view=False)
+        self.colour.param.watch(self._colour, "value")
+        self.param.watch(self._colour, "in_view")
 
     def measure(self, run: Any) -> dict[str, Any]:
         from transpector.state.measure import (
@@ -103,6 +137,17 @@ class AttentionSheet(Pane):
     def show(self, numbers: dict[str, Any]) -> None:
         self.sheet.param.update(visible=True, selected=self.session.head, marks=self._marks(), **numbers)
 
+    def _colour(self, event: Any) -> None:
+        """Colour the heads while that is wanted and seen."""
+        wanted = self.colour.value
+        self._contributions.wanted = wanted
+        self._contributions.in_view = wanted and self.in_view
+        if event.name == "value":
+            if wanted:
+                self._contributions.refresh()
+            else:
+                self.sheet.param.update(scores=b"", scores_label="")
+
     def _select(self, event: Any) -> None:
         if event.new is not None:
             self.session.head = event.new
@@ -117,16 +162,37 @@ class AttentionSheet(Pane):
         for verb, site in self.session.changes:
             if site.layer is None or site.layer >= model.spec.n_layers:
                 continue
-            if site.kind != "attn_out" and not {"head", "kv_head"} & set(site.axes_of_kind):
-                continue
-            shared = model.spec.n_heads // model.spec.n_kv_heads if "kv_head" in site.axes_of_kind else 1
-            heads = (
-                range(model.spec.n_heads)
-                if site.head is None
-                else range(site.head * shared, (site.head + 1) * shared)
-            )
+            heads = range(model.spec.n_heads) if site.kind == "attn_out" else heads_of(site, model.spec)
             marks += [{"layer": site.layer, "head": head, "state": theme.STATES[verb]} for head in heads]
         return marks
 
     def __panel__(self) -> Any:
         return self.sheet
+
+
+class _HeadContributions(Pane):
+    """What each head adds to the metric's logit, as the scores of a sheet."""
+
+    reads: ClassVar = ("run", "baseline", "position", "metric")
+
+    def __init__(self, session: Any, sheet: ContactSheet, **params: Any):
+        super().__init__(session, **params)
+        self._sheet = sheet
+        self.wanted = False
+        """Whether they are to be seen: they may be known only when that is over."""
+
+    def measure(self, **read: Any) -> tuple[Any, float]:
+        numbers = ContributionNumbers.of(**read)
+        heads = numbers.now.heads
+        if np.isnan(heads).all():
+            raise ModelError("The heads of this model can't be told apart in what its attention adds.")
+        return heads, numbers.top
+
+    def show(self, numbers: tuple[Any, float]) -> None:
+        heads, top = numbers
+        if self.wanted:
+            self._sheet.param.update(scores=heads.tobytes(), scores_top=top, scores_label="adds (logits)")
+
+    def refuse(self, reason: str) -> None:
+        if self.wanted:
+            self._sheet.param.update(scores=b"", scores_label=reason)

@@ -6,16 +6,17 @@ import panel as pn
 import panel_material_ui as pmui
 
 from transpector.components import theme
-from transpector.components.base import Pane, short, visible
+from transpector.components.base import Pane, visible
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.position_bars import PositionBars
+from transpector.components.parts.promoted_tokens import PromotedTokens
 from transpector.components.parts.site_actions import SiteActions
-from transpector.components.parts.token_bars import TokenBars
 from transpector.state.sites import Site
 
 N_TOKENS = 5
 OF_A_HEAD = ("z", "pattern", "scores", "q", "k", "v")
 OF_WHAT = "What the buttons below change"
+OF_A_RESULT = "Direct effect on the logits, about their mean: the head's result through the final norm and the unembedding"
 
 
 class Inspector(Pane):
@@ -39,8 +40,7 @@ class Inspector(Pane):
         for button in self.actions.buttons:
             button.sizing_mode = "stretch_width"
         self._where = Notice(dark=self.param.dark, tone="heading")
-        self._promotes = TokenBars(dark=self.param.dark)
-        self._suppresses = TokenBars(dark=self.param.dark)
+        self._tokens = PromotedTokens(OF_A_RESULT, dark=self.param.dark)
         self._norm = PositionBars("norm", dark=self.param.dark)
         session.param.watch(self._offer, "model")
         self._offer()
@@ -85,44 +85,29 @@ class Inspector(Pane):
     def show(self, numbers: dict[str, Any]) -> None:
         self._title.text = numbers["title"]
         self._where.text = numbers["where"]
-        top = max(1e-9, *(abs(value) for _, value in numbers["up"] + numbers["down"]))
-        for bars, tokens in ((self._promotes, numbers["up"]), (self._suppresses, numbers["down"])):
-            rows = [
-                {
-                    "piece": visible([piece])[0],
-                    "value": value,
-                    "label": short(value, signed=True),
-                    "hint": f"{piece!r}: {value:+.4f} logits",
-                }
-                for piece, value in tokens
-            ]
-            nothing = all(abs(value) < 1e-9 for _, value in tokens)
-            bars.param.update(rows=[] if nothing else rows, top=top, empty="Nothing: it writes zero here.")
+        self._tokens.show(numbers["up"], numbers["down"])
         self._norm.show(*numbers["norm"])
 
     def refuse(self, reason: str) -> None:
         self._title.text = "L{}H{}".format(*self.session.head)
-        for bars in (self._promotes, self._suppresses):
-            bars.param.update(rows=[], empty=reason)
+        self._tokens.refuse(reason)
         self._norm.figure.visible = False
 
     def __panel__(self) -> Any:
-        def heading(text: str, hint: str = "") -> Notice:
-            return Notice(text=text, hint=hint, tone="heading", dark=self.param.dark)
-
         buttons = self.actions.buttons
-        direct = "Direct effect on the logits, about their mean: the head's result through the final norm and the unembedding"
         return pn.Column(
             self._title,
             self._of,
             pn.Row(*buttons[:2], sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
             pn.Row(*buttons[2:], sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
             self._where,
-            heading("promotes (logits)", direct),
-            self._promotes,
-            heading("suppresses (logits)", direct),
-            self._suppresses,
-            heading("norm of what it writes, by position", "‖z @ W_O‖"),
+            self._tokens,
+            Notice(
+                text="norm of what it writes, by position",
+                hint="‖z @ W_O‖",
+                tone="heading",
+                dark=self.param.dark,
+            ),
             self._norm,
             sizing_mode="stretch_width",
             styles={"gap": f"{theme.UNIT}px"},

@@ -1,8 +1,10 @@
-// The token strip: the text as boxes, coloured by the attention from or to one of them. Hovering sends nothing.
+// The token strip: the text as boxes, coloured by the attention from or to one of them, or by how much a metric depends
+// on each. Hovering sends nothing.
 
 const LINE = 28 // px
 const STRONGEST = 5
-const SCOPES = ["head", "layer", "all"]
+const PATTERNS = ["head", "layer", "all"]
+const SCOPES = [...PATTERNS, "saliency"]
 
 const CSS = `
 .root { position: relative; contain: inline-size; font: 12px/16px var(--sans); color: var(--ink); }
@@ -11,10 +13,14 @@ const CSS = `
 .group button { all: unset; cursor: pointer; padding: 4px 10px; border-radius: 6px; color: var(--muted);
   white-space: nowrap; }
 .group button:hover { color: var(--ink); }
+.group button:disabled { cursor: default; color: var(--muted); opacity: .5; }
+.group[hidden], .key[hidden] { display: none; }
 .group button:focus-visible, .strip:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .group button[aria-checked=true] { color: var(--accent); box-shadow: inset 0 0 0 1px var(--accent); font-weight: 600; }
 .key { display: inline-flex; align-items: center; gap: 8px; margin-left: auto; font-variant-numeric: tabular-nums; }
-.bar { width: 96px; height: 8px; border-radius: 2px; box-shadow: 0 0 0 1px var(--line); }
+.wait { animation: appear 0s .6s both; }
+@keyframes appear { from { visibility: hidden; } }
+.bar { flex: none; width: 96px; height: 8px; border-radius: 2px; box-shadow: 0 0 0 1px var(--line); }
 .strip { overflow-x: hidden; overflow-y: auto; overscroll-behavior: contain; border-radius: 4px;
   font: 14px/24px var(--mono); direction: ltr; text-align: left; outline: none; }
 .token { display: inline-block; box-sizing: border-box; height: 24px; max-width: 100%; margin: 2px 2px 2px 0; padding: 0 4px;
@@ -68,20 +74,24 @@ export function render({model}) {
 
   // -- the controls -------------------------------------------------------------------------------------------------
 
-  const scopes = choice("Whose attention", SCOPES, (value) => { model.scope = value })
-  const directions = choice("Direction", ["from", "to"], (value) => { model.direction = value })
+  const [scopes] = choice("Colour", SCOPES, (value) => { model.scope = value })
+  const [directions, direction] = choice("Direction", ["from", "to"], (value) => { model.direction = value })
   directions.from.textContent = "attends to"
   directions.to.textContent = "attended by"
   directions.from.title = "Colour what the token under the pointer attends to"
   directions.to.title = "Colour the tokens that attend to the one under the pointer"
   scopes.layer.textContent = "mean of layer"
   scopes.all.textContent = "mean of all"
+  scopes.saliency.textContent = "saliency"
   const key = element("span", "key")
   const bar = element("canvas", "bar")
   bar.width = 256
   bar.height = 1
-  key.append(text("span", "0"), bar, text("span", "1"))
-  controls.append(key)
+  const end = text("span", "1")
+  key.append(text("span", "0"), bar, end)
+  const wait = text("span", "measuring…", "key wait")
+  const refusal = element("span", "key")
+  controls.append(key, wait, refusal)
 
   function choice(name, values, set) {
     const group = element("div", "group")
@@ -102,12 +112,13 @@ export function render({model}) {
       const at = values.indexOf(event.target.dataset.value)
       if (!step || at < 0) return
       event.preventDefault()
-      const next = values[(at + step + values.length) % values.length]
+      const able = values.filter((value) => !buttons[value].disabled)
+      const next = able[(able.indexOf(values[at]) + step + able.length) % able.length]
       set(next)
       buttons[next].focus()
     })
     controls.append(group)
-    return buttons
+    return [buttons, group]
   }
 
   // -- the tokens ---------------------------------------------------------------------------------------------------
@@ -134,8 +145,16 @@ export function render({model}) {
   function pattern() {
     const size = count() ** 2
     const bytes = model.patterns
-    if (!size || !bytes || bytes.byteLength !== 3 * size) return null
-    return new Uint8Array(bytes, SCOPES.indexOf(model.scope) * size, size)
+    if (!size || !bytes || bytes.byteLength !== 3 * size || isSaliency()) return null
+    return new Uint8Array(bytes, PATTERNS.indexOf(model.scope) * size, size)
+  }
+
+  const isSaliency = () => model.scope === "saliency"
+
+  // The numbers of the tokens, or null where they are not known.
+  function saliency() {
+    const bytes = model.saliency
+    return count() && bytes && bytes.byteLength === 4 * count() ? new Float32Array(bytes) : null
   }
 
   function isCausal() {
@@ -162,14 +181,17 @@ export function render({model}) {
       stale = false
       build()
     }
-    dress()
+    const salient = isSaliency() ? saliency() : null
+    const most = salient ? Math.max(...salient) : 0
+    dress(salient, most)
     const n = count()
     const at = focus()
     const values = at === null ? null : pattern()
     const from = model.direction === "from"
     const blinding = values !== null && isCausal()
     for (let i = 0; i < n; i++) {
-      const value = !values ? 0 : from ? values[at * n + i] : values[i * n + at]
+      const value = salient ? (most && Math.round(255 * salient[i] / most))
+        : !values ? 0 : from ? values[at * n + i] : values[i * n + at]
       const blind = blinding && (from ? i > at : i < at)
       const held = i === model.position
       const state = `${value}|${blind}|${i === at}|${held}`
@@ -187,11 +209,11 @@ export function render({model}) {
     if (model.position !== null && model.position < n) strip.setAttribute("aria-activedescendant", `token-${model.position}`)
     else strip.removeAttribute("aria-activedescendant")
     if (hovered === null) hide()
-    else explain(hovered, values)
+    else explain(hovered, values, salient, most)
     strip.dataset.drawn = String(Number(strip.dataset.drawn) + 1)
   }
 
-  function dress() {
+  function dress(salient, top) {
     const colour = colours()
     for (const name of ["surface", "ink", "muted", "line", "accent"]) root.style.setProperty(`--${name}`, colour[name])
     root.style.setProperty("--deep", colour.paper)
@@ -201,6 +223,14 @@ export function render({model}) {
     strip.style.maxHeight = `${model.lines * LINE}px`
     scopes.head.textContent = model.head || "this head"
     for (const value of SCOPES) check(scopes[value], model.scope === value)
+    scopes.saliency.disabled = Boolean(model.unable)
+    scopes.saliency.title = model.unable || `Colour each token by the gradient of the ${model.saliency_of} with respect to it`
+    direction.hidden = isSaliency()
+    end.textContent = salient ? `${figures(top)} ${model.saliency_unit}` : "1"
+    key.hidden = isSaliency() && !salient
+    wait.hidden = !key.hidden || Boolean(model.unable)
+    refusal.hidden = !key.hidden || !model.unable
+    refusal.textContent = model.unable
     for (const value of ["from", "to"]) check(directions[value], model.direction === value)
     if (table?.dark === model.dark) return
     const rgb = new Uint8Array(model.palette, model.dark ? 768 : 0, 768)
@@ -224,7 +254,7 @@ export function render({model}) {
 
   // -- the label ----------------------------------------------------------------------------------------------------
 
-  function explain(at, values) {
+  function explain(at, values, salient, most) {
     const n = count()
     const heading = element("div")
     const id = model.ids && model.ids.length === n ? ` · id ${model.ids[at]}` : ""
@@ -232,6 +262,13 @@ export function render({model}) {
     name.className = "piece"
     heading.append(text("b", `position ${at}`), text("span", `${id} · `, "quiet"), name)
     label.replaceChildren(heading)
+    if (salient) {
+      const line = element("div")
+      line.style.marginTop = "4px"
+      const share = most ? ` · ${Math.round(100 * salient[at] / most)} % of the largest` : ""
+      line.append(text("span", `${figures(salient[at])} ${model.saliency_unit}`), text("span", share, "quiet"))
+      label.append(line, text("div", `norm of the gradient of the ${model.saliency_of}`, "quiet"))
+    }
     if (values) {
       const from = model.direction === "from"
       const others = Array.from({length: n}, (_, i) => [from ? values[at * n + i] : values[i * n + at], i])
@@ -308,8 +345,9 @@ export function render({model}) {
   model.on("pieces", () => { stale = true; hovered = null; causal = null; ask() })
   model.on("patterns", () => { causal = null; ask() })
   model.on(["ids", "head", "scope", "direction", "position", "lines", "dark"], ask)
+  model.on(["saliency", "saliency_of", "saliency_unit", "unable"], ask)
   model.on("remove", () => cancelAnimationFrame(pending))
-  dress()
+  dress(null, 0)
   ask()
   return root
 }
@@ -333,6 +371,12 @@ function write(token, piece) {
   for (const part of piece.slice(leading).split(/([⏎⇥]+)/u)) {
     if (part) token.append(/^[⏎⇥]/u.test(part) ? text("span", part, "mark") : document.createTextNode(part))
   }
+}
+
+// A number to three significant digits.
+function figures(number) {
+  return number && Math.abs(number) < 1e-3 ? number.toExponential(1).replace(".0e", "e").replaceAll("-", "−")
+    : String(Number(number.toPrecision(3)))
 }
 
 function clip(words) {

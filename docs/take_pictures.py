@@ -1,6 +1,6 @@
-"""Take the README's pictures from the real page.
+"""Take the pictures of the README and of the tutorial from the real page.
 
-    python docs/take_pictures.py
+    python docs/take_pictures.py [name …]
 
 Wants Chromium (on the path, or named in CHROMIUM), Playwright, and SmolLM2 on this computer.
 """
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+from tutorial_steps import STEPS
 
 DOCS = Path(__file__).parent
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -116,14 +117,99 @@ def dark(page: Page, address: str) -> None:
     page.screenshot(path=DOCS / "builtin-dark.png")
 
 
+def tutorial(page: Page, address: str) -> None:
+    """The steps of the tutorial, a picture of each."""
+    (DOCS / "tutorial").mkdir(exist_ok=True)
+    first_sight(page, address)
+    for step in STEPS:
+        step.do(page)
+        page.mouse.move(640, 20)
+        settle(page)
+        page.screenshot(path=DOCS / "tutorial" / f"{step.name}.png")
+
+
+def lens(page: Page, address: str) -> None:
+    """The lens of SmolLM2 on a fact, with the token that it tells through the layers."""
+    about_eiffel(page, address)
+    page.get_by_role("tab", name="Lens").click()
+    page.get_by_label("Chosen token").fill(" Paris")
+    page.set_viewport_size({"width": 1440, "height": 1000})
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "lens.png")
+
+
+def contributions(page: Page, address: str) -> None:
+    """What each part of SmolLM2 adds to Paris over Rome."""
+    about_eiffel(page, address)
+    page.get_by_role("tab", name="Contributions").click()
+    page.set_viewport_size({"width": 1440, "height": 1000})
+    page.get_by_text("add up to").wait_for(timeout=PATIENCE)
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "contributions.png")
+
+
+def stream(page: Page, address: str) -> None:
+    """The norms of SmolLM2's residual stream."""
+    about_eiffel(page, address)
+    page.get_by_role("tab", name="Stream").click()
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "stream.png")
+
+
+def steered(page: Page, address: str) -> None:
+    """SmolLM2 steered, in the dark: the continuation beside the baseline's."""
+    first_sight(page, address)
+    page.get_by_placeholder("Type a text").fill("I went to the shop today and")
+    settle(page)
+    page.get_by_label("Toggle theme").click()
+    choose(page, "Do", "Steer")
+    page.get_by_label("Site", exact=True).fill("L12.resid_pre")
+    page.get_by_label("Towards", exact=True).fill("I love the sea")
+    page.get_by_label("Away from", exact=True).fill("I love the city")
+    page.get_by_role("button", name="Add", exact=True).click()
+    page.get_by_role("slider", name="Strength of L12.resid_pre").wait_for(timeout=PATIENCE)
+    page.get_by_role("tab", name="Generate").click()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_text("64 tokens, ").wait_for(timeout=PATIENCE)
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "generate-dark.png")
+
+
+def about_eiffel(page: Page, address: str) -> None:
+    """SmolLM2 on a fact, with Paris over Rome as the metric."""
+    first_sight(page, address)
+    page.get_by_placeholder("Type a text").fill("The Eiffel Tower is in the city of")
+    choose(page, "Metric", "Logit difference")
+    page.get_by_label("Answer", exact=True).fill(" Paris")
+    page.get_by_label("Distractor", exact=True).fill(" Rome")
+    settle(page)
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    """Choose from a select."""
+    page.get_by_role("combobox", name=label).click()
+    item = page.get_by_role("menuitem", name=option, exact=True)
+    item.click()
+    item.wait_for(state="hidden")
+
+
 def main() -> None:
-    """Take them all."""
+    """Take them all, or those that are named."""
+    takes = {
+        take.__name__: take
+        for take in (light, causal_map, graph, lens, contributions, stream, steered, dark, tutorial)
+    }
+    named = sys.argv[1:] or list(takes)
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        for model, take in ((SMOLLM2, light), (SMOLLM2, causal_map), (SMOLLM2, graph), ("builtin", dark)):
-            with server(model) as address:
-                take(browser.new_page(viewport={"width": 1440, "height": 900}), address)
+        for name in named:
+            with server("builtin" if name in ("dark", "tutorial") else SMOLLM2) as address:
+                takes[name](browser.new_page(viewport={"width": 1440, "height": 900}), address)
         browser.close()
 
 

@@ -1,4 +1,4 @@
-"""Part: what is selected in the graph, in full: its values, their norm by position, its largest neurons."""
+"""Part: what is selected in the graph, in full: its values, their norm by position, what it does to the logits."""
 
 from typing import Any, ClassVar
 
@@ -11,17 +11,23 @@ from transpector.components import theme
 from transpector.components.base import Pane, short, visible
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.position_bars import PositionBars
+from transpector.components.parts.promoted_tokens import PromotedTokens
 from transpector.components.parts.site_actions import SiteActions
 from transpector.components.parts.token_bars import TokenBars
-from transpector.state.errors import TranspectorError
+from transpector.state.errors import SiteError, TranspectorError
+from transpector.state.sites import Site
 
 N_LARGEST = 6
+N_TOKENS = 5
 MAX_COLUMNS = 256  # of the picture of values; more are pooled by what is furthest from zero
-_POOLED = "Each column is the value furthest from zero of {} dimensions beside one another."
+DIRECT_KINDS = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""What is added to the residual stream, or is the stream, and so has a direct effect on the logits."""
+DIRECT = "Direct effect on the logits, about their mean: what it writes, through the final norm and the unembedding"
+_POOLED = "each column: the largest of {} dimensions"
 
 
 class PartInspector(Pane):
-    """The first selected part of the model's graph, whatever it is, and buttons that change it."""
+    """The first selected part of the model's graph, or the selected neuron, and buttons that change it."""
 
     reads: ClassVar = ("run", "selection", "position")
 
@@ -32,10 +38,13 @@ class PartInspector(Pane):
         self._what = Notice(dark=dark)
         self._where = Notice(dark=dark, tone="heading")
         self._pooled = Notice(dark=dark)
-        self.actions = SiteActions(session, lambda: session.sites)
+        self.actions = SiteActions(session, self._sites)
         for button in self.actions.buttons:
             button.sizing_mode = "stretch_width"
+        self._tokens = PromotedTokens(DIRECT, dark=dark, visible=False)
+        self._largest_title = Notice(dark=dark, tone="heading")
         self._largest = TokenBars(dark=dark)
+        self._activation = PositionBars("activation", dark=dark)
         self._norm = PositionBars("norm", dark=dark)
         self._scale = PositionBars("scale", dark=dark)
         self._image = ColumnDataSource({"values": [], "x": [], "y": [], "dw": [], "dh": []})
@@ -48,7 +57,7 @@ class PartInspector(Pane):
 
     def _figure(self) -> Any:
         plot = figure(
-            height=200,
+            height=144,
             sizing_mode="stretch_width",
             tools="",
             toolbar_location=None,
@@ -72,11 +81,18 @@ class PartInspector(Pane):
         plot.yaxis.ticker.desired_num_ticks = 4
         return plot
 
+    def _sites(self) -> list[Site]:
+        neuron = _neuron(self.session.selection)
+        return self.session.sites if neuron is None else [neuron]
+
     def measure(self, run: Any, selection: list[str], position: int) -> dict[str, Any]:
         from transpector.state import measure
         from transpector.state.graph import NORMS, graph
 
-        parts = graph(run.model)
+        parts, neuron = graph(run.model), _neuron(selection)
+        at = min(position, run.n_pos - 1)
+        if neuron is not None and f"L{neuron.layer}.{neuron.kind}" in parts:
+            return self._of_neuron(run, parts[f"L{neuron.layer}.{neuron.kind}"], neuron, at)
         ids = [id for id in selection if id in parts]
         if len(selection) != 1 or not ids:
             what = "" if ids else "A whole layer: unfold it to see its parts."
@@ -86,7 +102,6 @@ class PartInspector(Pane):
                 "what": what or names,
             }
         node = parts[ids[0]]
-        at = min(position, run.n_pos - 1)
         numbers: dict[str, Any] = {"title": node.id, "tokens": visible(run.tokens)}
         shape = " × ".join(f"{run.n_pos if size == 'pos' else size:,}" for size in node.shape)
         numbers["what"] = f"{node.hook}, {shape}"
@@ -95,24 +110,42 @@ class PartInspector(Pane):
         except TranspectorError as error:
             return numbers | {"what": f"{numbers['what']}. {error}"}
         numbers["values"], numbers["pooled"] = _pooled(values)
-        row = values[0 if len(values) == 1 else at]
-        largest = np.argsort(-np.abs(row))[:N_LARGEST]
-        numbers["largest"] = [(int(each), float(row[each])) for each in largest]
-        pieces = numbers["tokens"]
-        numbers["where"] = f"largest at {pieces[at if node.position is None else node.position]}"
-        numbers["of"] = (
-            "N" if node.kind.startswith("mlp_p") else "token " if node.kind == "unembed" else "dim "
-        )
+        numbers["where"] = _where(run, at if node.position is None else node.position)
         if node.kind in NORMS:
             numbers["scale"] = measure.part_norms(run, [node]).get(node.id)
         if len(values) > 1:
             numbers["norm"] = np.linalg.norm(values, axis=-1)
-        return numbers
+        if node.kind in DIRECT_KINDS:
+            return numbers | _promoted(run, node, at)
+        row = values[0 if len(values) == 1 else at]
+        largest = np.argsort(-np.abs(row))[:N_LARGEST]
+        numbers["largest"] = [(int(each), float(row[each])) for each in largest]
+        what = "N" if node.kind.startswith("mlp_p") else "token " if node.kind == "unembed" else "dim "
+        return numbers | {"of": what}
+
+    def _of_neuron(self, run: Any, layer: Any, neuron: Site, at: int) -> dict[str, Any]:
+        """What there is to say of one neuron of a layer."""
+        numbers = {
+            "title": f"L{neuron.layer}N{neuron.neuron}",
+            "what": f"{layer.hook}, neuron {neuron.neuron:,} of {run.model.spec.d_mlp:,}",
+            "tokens": visible(run.tokens),
+        }
+        try:
+            values = run.activation(neuron)
+        except TranspectorError as error:
+            return numbers | {"what": f"{numbers['what']}. {error}"}
+        where = f"{_where(run, at)}: {short(float(values[at]), signed=True)}"
+        return numbers | {"where": where, "activation": values} | _promoted(run, neuron, at)
 
     def show(self, numbers: dict[str, Any]) -> None:
         self._title.text, self._what.text = numbers["title"], numbers["what"]
         self.actions.offer()
         self._where.text = numbers.get("where", "")
+        self._tokens.visible = "up" in numbers or "hidden" in numbers
+        if "up" in numbers:
+            self._tokens.show(numbers["up"], numbers["down"])
+        else:
+            self._tokens.refuse(numbers.get("hidden", ""))
         rows = [
             {
                 "piece": f"{numbers['of']}{dim}",
@@ -123,6 +156,7 @@ class PartInspector(Pane):
             for dim, value in numbers.get("largest", ())
         ]
         self._largest.param.update(rows=rows, visible=bool(rows))
+        self._largest_title.text = "largest" if rows else ""
         values = numbers.get("values")
         self.figure.visible = values is not None
         if values is not None:
@@ -133,11 +167,12 @@ class PartInspector(Pane):
             self._image.data = {"values": [values], "x": [0], "y": [0], "dw": [n_columns], "dh": [n_pos]}
         pooled = numbers.get("pooled", 1)
         self._pooled.text = _POOLED.format(pooled) if pooled > 1 else ""
-        for bars, name in ((self._norm, "norm"), (self._scale, "scale")):
+        bars = {"norm": self._norm, "scale": self._scale, "activation": self._activation}
+        for name, each in bars.items():
             found = numbers.get(name)
-            bars.figure.visible = found is not None
+            each.figure.visible = found is not None
             if found is not None:
-                bars.show(found, numbers["tokens"])
+                each.show(found, numbers["tokens"])
 
     def _paint(self, *events: Any) -> None:
         theme.paint(self.figure, self.dark)
@@ -153,12 +188,39 @@ class PartInspector(Pane):
             pn.pane.Bokeh(self.figure, sizing_mode="stretch_width"),
             self._pooled,
             self._where,
+            self._tokens,
+            self._largest_title,
             self._largest,
+            self._activation,
             self._norm,
             self._scale,
             sizing_mode="stretch_width",
             styles=gap,
         )
+
+
+def _neuron(selection: list[str]) -> Site | None:
+    """The one neuron that is selected, which is no part of the graph."""
+    try:
+        site = Site.parse(selection[0]) if len(selection) == 1 else None
+    except SiteError:  # a part that is no site, or a whole layer
+        return None
+    return None if site is None or site.neuron is None else site
+
+
+def _where(run: Any, position: int) -> str:
+    return f"at {visible(run.tokens)[position]}  (position {position % run.n_pos})"
+
+
+def _promoted(run: Any, part: Any, position: int) -> dict[str, Any]:
+    """The tokens that a part promotes and suppresses, or why they can't be told."""
+    from transpector.state import direct
+
+    try:
+        up, down = direct.promoted(run, part, position, N_TOKENS)
+    except TranspectorError as error:
+        return {"hidden": str(error)}
+    return {"up": up, "down": down}
 
 
 def _pooled(values: np.ndarray) -> tuple[np.ndarray, int]:

@@ -27,16 +27,16 @@ from transpector.components.base import clip
 EDGES = ("left", "right", "top", "bottom", "color", "wide")
 TITLES = 48  # px that the two lines above the picture take
 
-# As `base.short` writes a change; with the estimate where there is one beside what was run.
+# As `base.short` writes a number; with what is told beside it, where there is such a thing.
 _CHANGE = """
   const [unit, estimated] = [facts.data.unit[0], facts.data.estimated[0]]
   function signed(number) {
-    const digits = Math.abs(number) < 1e-3 && number ? number.toExponential(1) : String(Number(number.toPrecision(3)))
+    const digits = Math.abs(number) < 1e-3 && number ? number.toExponential(1) : String(Number(number.toPrecision(DIGITS)))
     return (number > 0 ? "+" : "") + digits.replaceAll("-", "−")
   }
-  if (Number.isNaN(value)) return "not yet"
-  const guess = %s
-  const besides = Number.isNaN(guess) ? (estimated ? " (estimate)" : "") : ", estimate " + signed(guess)
+  if (Number.isNaN(value)) return "UNKNOWN"
+  const guess = GUESS
+  const besides = Number.isNaN(guess) ? (estimated ? " (estimate)" : "") : ", BESIDE " + signed(guess)
   return signed(value) + " " + unit + besides"""
 _TICK = "return (tick > 0 ? '+' : '') + String(Number(tick.toPrecision(3))).replaceAll('-', '−')"
 
@@ -59,14 +59,15 @@ class EffectFigure(Viewer):
     dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
 
     x_axis_location: ClassVar = "below"
+    words: ClassVar = ("change", "estimate", "not yet")
+    """By the pointer: what the number is, what is told beside it, and what is said where it is not known."""
+    digits: ClassVar = 3
 
     def __init__(self, clicked: Callable[[float, float], None], **params: Any):
         super().__init__(**params)
         self._facts = ColumnDataSource({"unit": [""], "estimated": [False]})
         self._frames = ColumnDataSource({edge: [] for edge in EDGES})
-        self._mapper = LinearColorMapper(
-            palette=_palette(False), low=-1, high=1, nan_color="rgba(0, 0, 0, 0)"
-        )
+        self._mapper = LinearColorMapper(palette=palette(False), low=-1, high=1, nan_color="rgba(0, 0, 0, 0)")
         # Labels, for panel-material-ui has its own idea of a Title.
         self._title = Label(**_LINE, text_font_size="14px", text_font_style="bold")
         self._subtitle = Label(**_LINE, text_font_size="12px")
@@ -114,14 +115,19 @@ class EffectFigure(Viewer):
         self._frames.data = {edge: [frame[at] for frame in frames] for at, edge in enumerate(EDGES)}
 
     def _hover(self, renderer: Any, site: str, guess: str, **options: Any) -> HoverTool:
-        """The pointer's label; scripts name the site, and give its estimate or NaN."""
+        """The pointer's label; scripts name the site, and give the number beside its own or NaN."""
+        what, beside, unknown = self.words
+        told = {"GUESS": guess, "BESIDE": beside, "UNKNOWN": unknown, "DIGITS": str(self.digits)}
+        code = _CHANGE
+        for name, text in told.items():
+            code = code.replace(name, text)
         sources = {"facts": self._facts, "source": self._source}
         return HoverTool(
             renderers=[renderer],
-            tooltips=[("site", "$x{custom}"), ("change", "@change{custom}")],
+            tooltips=[("site", "$x{custom}"), (what, "@change{custom}")],
             formatters={
                 "$x": CustomJSHover(args=sources, code=site),
-                "@change": CustomJSHover(args=sources, code=_CHANGE % guess),
+                "@change": CustomJSHover(args=sources, code=code),
             },
             **options,
         )
@@ -129,7 +135,7 @@ class EffectFigure(Viewer):
     def _paint(self, *events: Any) -> None:
         colours = theme.ground(self.dark)
         theme.paint(self.figure, self.dark)
-        self._mapper.palette = _palette(self.dark)
+        self._mapper.palette = palette(self.dark)
         self._title.text_color, self._subtitle.text_color = colours.ink, colours.muted
 
     def __panel__(self) -> Any:
@@ -137,7 +143,7 @@ class EffectFigure(Viewer):
 
 
 @cache
-def _palette(dark: bool) -> list[str]:
+def palette(dark: bool) -> list[str]:
     """The scale of differences, climbing as change ** 0.6: beside one that is ten times as large, a cell still shows."""
     scale = theme.palette("diverging", dark)
     way = np.linspace(-1, 1, 255)

@@ -13,7 +13,7 @@ from transpector.components import theme
 
 
 class PositionBars(Viewer):
-    """Bars from zero, one a position; the label by the pointer names the token."""
+    """Bars from zero, up or down, one a position; the label by the pointer names the token."""
 
     dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
 
@@ -29,6 +29,7 @@ class PositionBars(Viewer):
             toolbar_location=None,
             min_border=4,
             visible=False,
+            y_range=(0, 1),
         )
         self._bars = self.figure.vbar(x="x", top=name, width=0.8, source=self.source, line_color=None)
         self.figure.add_tools(
@@ -39,7 +40,6 @@ class PositionBars(Viewer):
             )
         )
         self.figure.xgrid.visible = False
-        self.figure.y_range.start = 0
         self.figure.yaxis.axis_label = name
         self.figure.yaxis.ticker.desired_num_ticks = 3
         self.param.watch(self._paint, "dark")
@@ -48,6 +48,9 @@ class PositionBars(Viewer):
     def show(self, values: np.ndarray, tokens: list[str]) -> None:
         """Show a number for each token."""
         self.figure.visible = True
+        low, high = float(np.min(values, initial=0)), float(np.max(values, initial=0))
+        room = 0.08 * (high - low)
+        self.figure.y_range.update(start=low - room * (low < 0), end=high + room if high > low else 1.0)
         self.source.data = {"x": np.arange(len(values)), self._name: values, "token": tokens}
 
     def _paint(self, *events: Any) -> None:

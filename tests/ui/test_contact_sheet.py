@@ -8,6 +8,7 @@ import pytest
 
 from transpector.components import theme
 from transpector.components.contact_sheet import ContactSheet
+from transpector.components.parts.effect_figure import palette
 
 # How many pixels, at the centres of positions, differ from the scale as this looks it up.
 COUNT_WRONG = """(canvas, {pixels, scale, shape: [layers, heads, side]}) => {
@@ -381,6 +382,52 @@ def test_marks_are_drawn_and_explained(page, open_sheet):
     assert seen(1, 0, cell / 2, cell / 2) == rgb(theme.LIGHT.paper)
     legend = page.locator(".legend").text_content()
     assert all(state in legend for state in ("ablated", "frozen", "patched", "steered"))
+
+
+STRIPS = """canvas => {
+  const {cell, strip, cells} = JSON.parse(canvas.dataset.geometry)
+  const context = canvas.getContext("2d")
+  return cells.map((row) => row.map(([x, y]) =>
+    Array.from(context.getImageData(x + Math.floor(cell / 2), y + cell + Math.floor(strip / 2), 1, 1).data.slice(0, 3))))
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("layers", "heads"), [(4, 8), (30, 9)])
+def test_scores_colour_strips_below_the_thumbnails_and_hide_nothing_of_them(
+    page, open_sheet, dark, layers, heads
+):
+    patterns = causal(layers, heads, 12)
+    sheet = sheet_of(patterns, dark=dark, max_height=480)
+    canvas = open_sheet(sheet)
+    plain = geometry(canvas)
+    assert plain["strip"] == 0 and "how strong" not in page.locator(".legend").text_content()
+    scores = np.random.default_rng(1).normal(size=(layers, heads)).astype(np.float32)
+    scores[0, 0], scores[1, 2], scores[1, 3] = 0, 9, np.nan
+    before = drawn(canvas)
+    sheet.param.update(scores=scores.tobytes(), scores_top=3.0, scores_label="how strong")
+    await_drawn(canvas, before)
+    page.wait_for_function("() => Bokeh.documents[0].is_idle")
+    assert count_wrong(canvas, thumbnails(patterns)[0], dark) == 0
+    assert page.locator(".sheet").bounding_box()["height"] <= 480
+    scale = [rgb(colour) for colour in palette(dark)]
+    assert scale[127] == rgb(theme.ground(dark).paper)
+    at = np.floor(255 * (1 + np.nan_to_num(scores) / 3) / 2).astype(int).clip(0, 254)
+    wanted = [[scale[i] for i in row] for row in at]
+    seen = canvas.evaluate(STRIPS)
+    wanted[1][3] = seen[1][3]  # unknown: nothing is drawn, and what lies below is clear
+    assert seen == wanted
+    assert "−3+3how strong" in page.locator(".legend").text_content()
+    canvas.hover(position=inside(canvas, 1, 1, 5, 2, 12))
+    number = f"{scores[1, 1]:+.4g}".replace("-", "−")
+    assert page.locator(".label").text_content().endswith(f"how strong: {number}")
+    # Those of another model are left out, and without any it is as it was.
+    before = drawn(canvas)
+    sheet.scores = scores[:2].tobytes()
+    await_drawn(canvas, before)
+    assert geometry(canvas) == plain
+    assert count_wrong(canvas, thumbnails(patterns)[0], dark) == 0
 
 
 @pytest.mark.browser

@@ -1,0 +1,56 @@
+"""The scale of a map: where its colours end, what is said of it, and how numbers are written."""
+
+import numpy as np
+import pytest
+
+from transpector.components.parts.scale import Scale, figures
+
+
+def test_a_first_token_that_is_a_hundred_times_as_large_does_not_stretch_the_colours():
+    values = np.linspace(10, 100, 200, dtype=np.float32).reshape(5, 40)
+    values[:, 0] = 20_000
+    scale = Scale.of(values, "log")
+    assert (scale.low, scale.high) == (pytest.approx(values[0, 1]), 100)
+    assert scale.n_beyond == 5 and scale.n == 200
+    assert "5 of 200 cells lie beyond" in scale.says
+    assert scale.shade(values)[0, 0] > scale.ends[1] == pytest.approx(2)
+
+
+def test_zero_has_the_page_s_colour_and_what_is_nothing_stays_so():
+    scale = Scale.of(np.array([[0.0, 1.0, 10.0, np.nan]], np.float32), "log")
+    shade = scale.shade(np.array([[0.0, 1.0, np.nan]], np.float32))
+    assert shade[0, 0] == shade[0, 1] == scale.ends[0] and np.isnan(shade[0, 2])
+    assert scale.palette(False)[0] == "#ffffff"
+
+
+@pytest.mark.parametrize("kind", ["log", "signed", "cosine"])
+@pytest.mark.parametrize("values", [[[0.0, 0.0]], [[3.0]], [[np.nan]], [[-1.0, 1.0]]], ids=str)
+def test_whatever_the_numbers_the_ends_lie_apart(kind, values):
+    scale = Scale.of(np.array(values, np.float32), kind)
+    low, high = scale.ends
+    assert low < high and all(low - 1e-9 <= at <= high + 1e-9 for at in scale.ticks)
+
+
+def test_a_signed_scale_is_about_zero():
+    scale = Scale.of(np.array([[-0.5, 0.1, 0.2]], np.float32), "signed")
+    assert scale.low == -scale.high == -0.5 and scale.says == ""
+    assert scale.palette(False)[len(scale.palette(False)) // 2] == "#ffffff"
+    assert [*scale.ticks.values()] == ["−0.4", "−0.2", "0", "+0.2", "+0.4"]
+
+
+def test_ticks_of_a_log_scale_are_round_numbers():
+    assert [*Scale("log", 48, 1190).ticks.values()] == ["50", "100", "200", "300", "500", "1,000"]
+    assert [*Scale("log", 3e-7, 5e-3).ticks.values()] == ["1e−6", "1e−5", "1e−4", "0.001"]
+
+
+def test_numbers_are_written_to_three_digits():
+    wanted = {
+        21391.2: "21,400",
+        -1234.0: "−1,230",
+        12.345: "12.3",
+        0.00002: "2e−5",
+        1.56e-4: "1.6e−4",
+        0.0: "0",
+    }
+    assert {number: figures(number) for number in wanted} == wanted
+    assert figures(2000.0, signed=True) == "+2,000" and figures(float("nan")) == "–"
