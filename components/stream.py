@@ -25,7 +25,7 @@ _WHAT, _OF = (
     "What the colour of a cell tells",
     "The run with its interventions, that without, or now − baseline",
 )
-_NO_BASELINE = "Baseline, Difference: there is no intervention"
+_NO_BASELINE = "There is no intervention, and so the run is the baseline"
 
 
 class StreamPane(Pane):
@@ -140,7 +140,8 @@ class StreamPane(Pane):
         sites = [*(view.row.format(layer) for layer in range(n_layers)), view.last]
         columns = [f"@{at}  {piece}" for at, piece in enumerate(pieces)]
         metric = numbers["metric"]
-        scale = Scale.of(values, "signed" if of == DIFFERENCE else view.kind)
+        # The first token's stream may be a hundred times as large as the others.
+        scale = Scale.of(values, "signed" if of == DIFFERENCE else view.kind, within=values[:, 1:])
         unit = view.unit.format(metric.unit) if metric is not None else ""
         self.map.arrange(rows, pieces, (sites, columns), ROOM, is_text=True)
         self.map.draw(
@@ -191,7 +192,7 @@ class StreamPane(Pane):
         self.view.param.update(
             # The one that is chosen can't be greyed out; its reason is in the place of its picture.
             disabled_options=[name for name in reasons if name != self.view.value],
-            description="; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or _WHAT,
+            description=" ".join(dict.fromkeys(reasons.values())) or _WHAT,
         )
         has_baseline = bool(run.interventions)
         self.of.param.update(
@@ -226,17 +227,16 @@ class StreamPane(Pane):
         run, colours = shown["run"], theme.ground(self.dark)
         n_layers, row, at = run.model.spec.n_layers, self._row(), shown["position"]
         n_rows = len(shown["values"][shown["of"]])
-        column = range(at, at + 1)
-        frames = [(range(n_rows), column, colours.muted, 1)]
+        column, changed = range(at, at + 1), []
         for verb, site in session.changes:
             if site.kind == "resid_pre" and site.layer < n_layers:
-                changed = _columns(site, run.n_pos)
-                frames.append(
-                    (range(site.layer, site.layer + 1), changed, getattr(colours, theme.STATES[verb]), 4)
-                )
+                changed.append((site.layer, _columns(site, run.n_pos), getattr(colours, theme.STATES[verb])))
+        frames = [(range(n_rows), column, colours.muted, 1)]
+        frames += [(range(layer, layer + 1), where, colour, 4) for layer, where, colour in changed]
         if row is not None and row < n_rows:
+            here = [colour for layer, where, colour in changed if layer == row and at in where]
             cell = range(row, row + 1)
-            frames += [(cell, column, colours.paper, 5), (cell, column, colours.accent, 2.5)]
+            frames += [(cell, column, [colours.paper, *here][-1], 6), (cell, column, colours.accent, 2.5)]
         self.map.frame(frames)
         rows = range(0) if row is None else range(row, row + 1)
         every = range(n_layers + 1)
@@ -259,8 +259,9 @@ class StreamPane(Pane):
         }
         first, *others = told
         besides = ", ".join(f"{which.lower()} {told[which]}" for which in others)
-        self._says.text = f"{told[first]} {unit}".rstrip()
-        self._says_too.text = "; ".join(filter(None, (f"{view.quantity}{_besides(first)}", besides)))
+        quantity = f"{view.quantity}{_besides(first)}"
+        self._says.text = f"{told[first]} {unit}" if unit else f"{quantity} {told[first]}"
+        self._says_too.text = "; ".join(filter(None, (quantity if unit else "", besides)))
 
     def _laid_out(self) -> pn.Column:
         gap = {"gap": f"{theme.UNIT}px"}

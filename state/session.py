@@ -75,7 +75,7 @@ class Session(param.Parameterized):
     selection = param.List(
         default=["L0H0.z"],
         item_type=str,
-        doc="The selected parts of the model's graph, by id; a head among them, if one is selected, is ``head``.",
+        doc="The selected parts of the model's graph, by id, or neurons; a head among them is ``head``.",
     )
     notes = param.List(default=[], item_type=Note, doc="Remarks on parts of models.")
     position = param.Integer(default=-1, doc="The selected position; negative ones count from the end.")
@@ -328,14 +328,22 @@ class Session(param.Parameterized):
 
     @property
     def sites(self) -> list[Site]:
-        """The sites of the selected parts, of those that have one."""
+        """The sites of the selected parts, of those that have one; a neuron, which is no part, is one itself."""
         if self.model is None:
             return []
         from transpector.state.graph import graph  # brings torch, which is here only once a model is
 
         parts = graph(self.model)
-        nodes = (parts[id] for id in self.selection if id in parts)
-        return [node.site for node in nodes if node.site is not None]
+        found = (parts[id].site if id in parts else self._neuron(id) for id in self.selection)
+        return [site for site in found if site is not None]
+
+    def _neuron(self, id: str) -> Site | None:
+        try:
+            site = Site.parse(id)
+            site.check(self.model.spec)
+        except TranspectorError:  # a part of another model, or a layer that is folded
+            return None
+        return site if site.neuron is not None else None
 
     @property
     def changes(self) -> list[tuple[str, Site]]:

@@ -13,6 +13,7 @@ from transpector.components.parts.effect_figure import palette
 SLACK = 3.0  # times what 95 in 100 numbers keep within: what is further out does not stretch the colours
 N_COLOURS = 511
 MOST_TICKS = 6
+MILLION = 999_500  # and what is rounded to it
 
 Kind = Literal["log", "signed", "cosine"]
 
@@ -32,12 +33,17 @@ class Scale:
     n: int = 0
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "row column"], kind: Kind) -> "Scale":
-        """The scale on which these numbers read best; NaN is none."""
+    def of(
+        cls,
+        values: Float[np.ndarray, "row column"],
+        kind: Kind,
+        within: Float[np.ndarray, "row some"] | None = None,
+    ) -> "Scale":
+        """The scale on which these numbers read best, made for those ``within``; NaN is none."""
         known = values[np.isfinite(values)]
         if kind == "cosine":
             return cls("cosine", -1.0, 1.0, 0, known.size)
-        sizes = np.abs(known[known != 0])
+        sizes = _sizes(values) if within is None or not _sizes(within).size else _sizes(within)
         low, high = (0.1, 1.0) if not sizes.size else _ends(sizes)
         if kind == "signed":
             low = -high
@@ -102,14 +108,20 @@ class Scale:
 
 
 def figures(number: float | None, signed: bool = False) -> str:
-    """A number to three significant digits; large ones are written out, small ones as 1.5e−4."""
+    """A number to three significant digits; of a thousand and more it is 1,230, else 1.5e7 and 1.5e−4."""
     sign = "+" if signed else ""
-    if number is not None and abs(number) >= 1000:
+    if number is not None and np.isinf(number):
+        return "−∞" if number < 0 else f"{sign}∞"
+    if number is not None and 1e3 <= abs(number) < MILLION:
         return f"{float(f'{number:.3g}'):{sign},.0f}".replace("-", "−")
-    if number and abs(number) < 1e-3:
+    if number and (abs(number) < 1e-3 or abs(number) >= MILLION):
         mantissa, _, power = f"{number:{sign}.1e}".partition("e")
         return f"{mantissa.removesuffix('.0')}e{int(power)}".replace("-", "−")
     return short(number, signed)
+
+
+def _sizes(values: np.ndarray) -> np.ndarray:
+    return np.abs(values[np.isfinite(values) & (values != 0)])
 
 
 def _ends(sizes: np.ndarray) -> tuple[float, float]:

@@ -23,9 +23,10 @@ _SITE = """
 # As `scale.figures` writes it.
 _NUMBER = """
   const [quantity, unit, signed] = ["quantity", "unit", "signed"].map((name) => facts.data[name][0])
-  if (Number.isNaN(value)) return "none here"
+  if (Number.isNaN(value)) return "no number"
   const number = Number(value.toPrecision(3))
-  const figures = number && Math.abs(number) < 1e-3 ? number.toExponential(1).replace(".0e", "e")
+  const size = Math.abs(number), isLong = size && Number.isFinite(size) && (size < 1e-3 || size >= 1e6)
+  const figures = isLong ? number.toExponential(1).replace(".0e", "e").replace("e+", "e")
     : number.toLocaleString("en-US", {maximumFractionDigits: 12})
   return quantity + " " + ((signed && number > 0 ? "+" : "") + figures).replaceAll("-", "−") + (unit && " " + unit)"""
 

@@ -16,6 +16,16 @@ def test_a_first_token_that_is_a_hundred_times_as_large_does_not_stretch_the_col
     assert scale.shade(values)[0, 0] > scale.ends[1] == pytest.approx(2)
 
 
+def test_a_signed_scale_is_made_for_all_but_the_first_position_where_that_is_left_out():
+    values = np.array([[-900.0, 1.0, -2.0], [-900.0, 0.0, 0.5]], np.float32)
+    scale = Scale.of(values, "signed", within=values[:, 1:])
+    assert scale.high == 2 and scale.says == "colours ±2, 2 of 6 cells lie beyond"
+    assert Scale.of(values[:, :1], "signed", within=values[:, 1:1]).high == 900
+    one = np.linspace(-1, 1, 100, dtype=np.float32).reshape(10, 10)
+    one[3, 4] = 461
+    assert Scale.of(one, "signed").high == 1
+
+
 def test_zero_has_the_page_s_colour_and_what_is_nothing_stays_so():
     scale = Scale.of(np.array([[0.0, 1.0, 10.0, np.nan]], np.float32), "log")
     shade = scale.shade(np.array([[0.0, 1.0, np.nan]], np.float32))
@@ -45,6 +55,9 @@ def test_ticks_of_a_log_scale_are_round_numbers():
 
 def test_numbers_are_written_to_three_digits():
     wanted = {
+        5.08e18: "5.1e18",
+        2e6: "2e6",
+        float("inf"): "∞",
         21391.2: "21,400",
         -1234.0: "−1,230",
         12.345: "12.3",

@@ -1020,3 +1020,9 @@ def test_a_note_is_of_one_part_of_one_model(random_lm):
     assert len(session.notes) == 2
     with pytest.raises(tp.ModelError):
         tp.Session().annotate("L0H0.z", "nowhere")
+
+
+def test_a_selected_neuron_is_a_site_and_what_this_model_lacks_is_none(random_lm):
+    session = tp.Session(model=random_lm("llama"))
+    session.selection = ["L1N5.mlp_post", "L1N999.mlp_post", "L9.mlp_out", "L1", "L2.mlp_out"]
+    assert list(map(str, session.sites)) == ["L1N5.mlp_post", "L2.mlp_out"]

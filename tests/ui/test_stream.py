@@ -189,7 +189,7 @@ def test_a_click_selects_a_stream_and_a_position_and_says_its_number(stream_desk
     norms = stream(session.run).norms
     click_cell(desk, 2, 7)
     desk.until(lambda: (session.selection, session.position) == (["L2.resid_pre"], 7))
-    desk.until(lambda: say(desk) == ("L2.resid_pre@7", figures(float(norms[2, 7])), "norm"))
+    desk.until(lambda: say(desk) == ("L2.resid_pre@7", f"norm {figures(float(norms[2, 7]))}", ""))
     expect(desk.page.locator(".big", has_text="L2.resid_pre@7")).to_be_visible()
     expect_numbers(desk, cosines(session.run, 7), "between")
     desk.page.mouse.move(*at_cell(desk, 2, 9))
@@ -200,7 +200,7 @@ def test_a_click_selects_a_stream_and_a_position_and_says_its_number(stream_desk
     click_cell(desk, 4, 11)
     desk.until(lambda: session.position == 11)
     assert session.selection == ["L2.resid_pre"]
-    desk.until(lambda: say(desk)[:2] == ("the output@11", figures(float(norms[4, 11]))))
+    desk.until(lambda: say(desk)[:2] == ("the output@11", f"norm {figures(float(norms[4, 11]))}"))
     # Nor does the matrix know positions
     click_cell(desk, 1, 0, "between")
     desk.until(lambda: (session.selection, session.position) == (["L1.resid_pre"], 11))
