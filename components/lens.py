@@ -25,6 +25,8 @@ COLOURS = {
     "Chosen token: probability": "chosen",
     "Chosen token: rank": "rank",
 }
+LAYERS_RUN = "Layers outside are skipped: an intervention like any other"
+
 Window = tuple[int, int, int, int]
 """The first row and that after the last, and the same of columns."""
 
@@ -135,7 +137,7 @@ class LensPane(Pane):
             width=192,
             size="small",
             margin=(0, theme.UNIT),
-            description="Layers outside are skipped: an intervention like any other",
+            description=LAYERS_RUN,
         )
         self._trouble = Notice(dark=dark, tone="warning")
         self._heading = Notice(dark=dark, tone="heading", margin=(theme.UNIT, 0, 0, 0))
@@ -232,6 +234,11 @@ class LensPane(Pane):
         self.rank.show(now + 1, before + 1, named, marked)
         self._mark()
 
+    def refuse(self, reason: str) -> None:
+        self._known = None
+        self._trouble.text, self._heading.text = reason, ""
+        self.table.visible = self.probability.figure.visible = self.rank.figure.visible = False
+
     # What the page says
 
     def _told(self, message: dict[str, Any]) -> None:
@@ -291,13 +298,17 @@ class LensPane(Pane):
         ends = [i for i in session.interventions if i.enabled and _is_end(i, n_layers)]
         first = max([i.last + 1 for i in ends if i.first == 0], default=0)
         last = min([i.first - 1 for i in ends if i.last == n_layers - 1], default=n_layers - 1)
+        parts = ("attn_out", "mlp_out") if session.model.spec.d_mlp else ("attn_out",)
+        health = session.model.health
+        unable = [health.abilities[kind].reason for kind in parts if not health.can_write(kind)]
         self._taking = True
         try:
             self.layers.param.update(
                 start=0,
                 end=max(1, n_layers - 1),
                 value=(min(first, last), max(first, last)),
-                disabled=n_layers < 2,
+                disabled=n_layers < 2 or bool(unable),
+                description=f"Layers can't be skipped here: {unable[0]}" if unable else LAYERS_RUN,
             )
         finally:
             self._taking = False

@@ -94,7 +94,7 @@ class Scale:
             if self.kind == "signed"
             else f"{figures(self.low)} to {figures(self.high)}"
         )
-        return f"{'log scale' if self.kind == 'log' else 'colours'} {where}, {self.n_beyond:,} of {self.n:,} cells lie beyond"
+        return f"{'log scale' if self.kind == 'log' else 'colours to'} {where}, {self.n_beyond:,} of {self.n:,} cells lie beyond"
 
     def palette(self, dark: bool) -> list[str]:
         """Its colours, `#rrggbb`."""

@@ -148,6 +148,26 @@ def test_a_long_continuation_is_stopped_and_what_there_is_stays(desk):
     expect(desk.page.get_by_text("Stopped after")).to_be_visible()
 
 
+def test_another_model_ends_what_is_being_said(desk, random_directory):
+    desk.page.get_by_role("tab", name="Generate").click()
+    fill(desk, "New tokens", "4000")
+    fill(desk, "Temperature", "1")
+    desk.page.keyboard.press("Tab")
+    desk.button("Generate").click()
+    expect(flow(desk, "now").nth(3)).to_be_visible()
+    generation = desk.board.late["Generate"].now.generation
+    desk.session.load(str(random_directory("llama")))
+    desk.until(lambda: desk.session.model.spec.n_layers == 3)
+    assert generation.state == "cancelled"
+    expect(flow(desk, "now")).to_have_count(0)
+    desk.await_answer()
+    fill(desk, "New tokens", "3")
+    desk.page.keyboard.press("Tab")
+    desk.button("Generate").click()
+    now, _ = generated(desk)
+    assert now.model is desk.session.model and 1 <= now.done <= 3
+
+
 def test_it_is_generated_again_at_every_change_if_that_is_wanted(desk):
     desk.page.get_by_role("tab", name="Generate").click()
     fill(desk, "New tokens", "5")

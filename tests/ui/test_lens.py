@@ -257,3 +257,21 @@ def test_another_model_s_lens_takes_the_place_of_this_one_s(lens_desk, random_di
     lens_desk.desk.await_answer()
     lens_desk.await_cells()
     lens_desk.expect_table(lens_desk.session.run)
+
+
+def test_where_there_is_no_lens_the_reason_is_said_and_the_table_goes(lens_desk, monkeypatch):
+    from transpector.state import lens
+    from transpector.state.errors import ModelError
+
+    def refuse(run):
+        raise ModelError("This architecture has no lens.")
+
+    monkeypatch.setattr(lens, "_check", refuse)
+    lens_desk.session.text = "another text that repeats and repeats"
+    expect(lens_desk.desk.warning.filter(has_text="This architecture has no lens.")).to_be_visible()
+    expect(lens_desk.page.locator(".cell")).to_have_count(0)
+    monkeypatch.undo()
+    lens_desk.session.text = "and a third one"
+    lens_desk.desk.await_answer()
+    lens_desk.await_cells()
+    lens_desk.expect_table(lens_desk.session.run)
