@@ -98,6 +98,21 @@ class Desk:
         self.session.inbox.post(posted.set)
         self.until(posted.is_set)
 
+    def change(self, **question: Any) -> None:
+        """Ask another question as if from the page, on its own thread: figures may only be changed there."""
+        done = threading.Event()
+
+        def do() -> None:
+            self.session.param.update(**question)
+            done.set()
+
+        self.session.inbox.post(do)
+        self.until(done.is_set)
+
+    def add(self, *interventions: Any) -> None:
+        """Append interventions, as if from the page."""
+        self.change(interventions=[*self.session.interventions, *interventions])
+
     # What is on the page
 
     def button(self, name: str) -> Locator:

@@ -130,7 +130,7 @@ def test_both_continuations_are_what_the_api_says_and_one_is_inspected(desk):
     desk.button("Read this text, with what was generated, in every view").first.click()
     desk.until(lambda: tuple(session.run.token_ids) == now.token_ids)
     desk.expect_tokens(session.run)
-    session.text = "something else"
+    desk.change(text="something else")
     expect(desk.page.get_by_text("This continues the text and interventions before")).to_be_visible()
 
 
@@ -161,11 +161,9 @@ def test_another_model_ends_what_is_being_said(desk, random_directory):
     assert generation.state == "cancelled"
     expect(flow(desk, "now")).to_have_count(0)
     desk.await_answer()
-    fill(desk, "New tokens", "3")
-    desk.page.keyboard.press("Tab")
     desk.button("Generate").click()
     now, _ = generated(desk)
-    assert now.model is desk.session.model and 1 <= now.done <= 3
+    assert now.model is desk.session.model and now.ended in ("context", "end of text")
 
 
 def test_it_is_generated_again_at_every_change_if_that_is_wanted(desk):
@@ -175,7 +173,7 @@ def test_it_is_generated_again_at_every_change_if_that_is_wanted(desk):
     desk.page.get_by_role("switch", name="Again at every change").check()
     desk.button("Generate").click()
     first, _ = generated(desk)
-    desk.session.add(tp.Ablate("L0.mlp_out"))
+    desk.add(tp.Ablate("L0.mlp_out"))
     desk.until(lambda: generated(desk)[0] is not first)
     now, before = generated(desk)
     assert now.question.interventions == (tp.Ablate("L0.mlp_out"),)
@@ -196,7 +194,7 @@ def chat_directory(tmp_path):
 
 def test_a_chat_is_edited_message_by_message(open_desk, chat_directory):
     desk = open_desk(str(chat_directory))
-    desk.session.text = "the city"
+    desk.change(text="the city")
     desk.await_answer()
     desk.page.get_by_role("switch", name="Chat").check()
     desk.until(lambda: desk.session.text == "<user> the city<assistant>")

@@ -128,7 +128,7 @@ def test_every_number_is_the_api_s_and_they_add_up_to_the_logit(sums):
 
 
 def test_an_intervention_is_shown_against_the_baseline_and_as_a_difference(sums):
-    sums.session.interventions = [tp.Ablate("L2H2.z")]
+    sums.change(interventions=[tp.Ablate("L2H2.z")])
     sums.await_answer()
     now, before = of(sums), of(sums, sums.session.baseline)
     assert abs(now.logit - before.logit) > 1e-2
@@ -152,7 +152,7 @@ def test_an_intervention_is_shown_against_the_baseline_and_as_a_difference(sums)
     sums.choose("Show", "Baseline")
     expect_map(sums, cells(before))
     # Without interventions there is nothing to choose from, and what is now is shown.
-    sums.session.interventions = []
+    sums.change(interventions=[])
     sums.await_answer()
     expect_map(sums, cells(of(sums)))
     expect(sums.page.get_by_role("combobox", name="Show")).to_have_count(0)
@@ -276,7 +276,7 @@ def test_the_contact_sheet_takes_the_same_colours_while_that_is_wanted(desk):
     expect(desk.page.locator(".legend")).to_contain_text(f"+{top:.3g}")
     # They go with the run, the metric and the position; the scale is that of the map.
     layer, head = np.unravel_index(np.abs(heads).argmax(), heads.shape)
-    desk.session.interventions = [tp.Ablate(f"L{layer}H{head}.z")]
+    desk.change(interventions=[tp.Ablate(f"L{layer}H{head}.z")])
     desk.await_answer()
     now, was = of(desk), of(desk, desk.session.baseline)
     desk.until(lambda: strips() == colours(now.heads, max(np.abs(now.heads).max(), np.abs(was.heads).max())))
@@ -285,7 +285,7 @@ def test_the_contact_sheet_takes_the_same_colours_while_that_is_wanted(desk):
     desk.until(lambda: strips() == [[0] * 8] * 4)
     switch.uncheck()
     expect(desk.page.locator(".legend")).not_to_contain_text("no answer")
-    desk.session.interventions = []
+    desk.change(interventions=[])
     desk.await_answer()
     desk.until(lambda: desk.sheet.evaluate("e => e.dataset.geometry") == before)
 
@@ -325,7 +325,7 @@ def test_what_a_model_lacks_is_greyed_out_with_the_reason(attention_desk, monkey
         raise ModelError("What each part adds can't be told here.")
 
     monkeypatch.setattr("transpector.state.contributions.contributions", refused)
-    desk.session.text = "the river of the city"
+    desk.change(text="the river of the city")
     expect(desk.warning).to_have_text("What each part adds can't be told here.")
     expect(desk.page.get_by_text("Largest parts", exact=True)).to_be_hidden()
     desk.await_answer()

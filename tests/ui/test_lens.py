@@ -105,7 +105,7 @@ def test_every_cell_in_view_has_its_token_and_the_last_row_is_the_output(lens_de
 
 def test_only_what_is_in_view_is_read_and_more_when_it_comes_into_view(lens_desk):
     session = lens_desk.session
-    session.token_ids = [5 + n % 300 for n in range(60)]
+    lens_desk.desk.change(token_ids=[5 + n % 300 for n in range(60)])
     lens_desk.desk.until(lambda: session.run.n_pos == 60)
     lens_desk.await_cells()
     known = lens_desk.pane._known.known
@@ -170,7 +170,7 @@ def test_what_can_t_be_patched_says_why(lens_desk):
 
 def test_from_text_b_a_cell_is_patched_with_what_it_holds_there(lens_desk):
     session, desk = lens_desk.session, lens_desk.desk
-    session.text_b = session.text.replace(session.text.split()[0], session.text.split()[2])
+    desk.change(text_b=session.text.replace(session.text.split()[0], session.text.split()[2]))
     lens_desk.page.get_by_role("switch", name="From text B").check()
     n = lens_desk.columns()[-1]
     lens_desk.drag((2, n - 3), (2, n - 2))
@@ -182,7 +182,7 @@ def test_the_chosen_token_goes_through_the_layers_now_and_in_the_baseline(lens_d
     session, desk = lens_desk.session, lens_desk.desk
     token = session.run.tokens[2]
     lens_desk.page.get_by_label("Chosen token").fill(token)
-    session.interventions = [tp.Ablate("L0.mlp_out")]
+    desk.change(interventions=[tp.Ablate("L0.mlp_out")])
     desk.until(lambda: session.run.interventions)
     at = session.position % session.run.n_pos
 
@@ -267,11 +267,11 @@ def test_where_there_is_no_lens_the_reason_is_said_and_the_table_goes(lens_desk,
         raise ModelError("This architecture has no lens.")
 
     monkeypatch.setattr(lens, "_check", refuse)
-    lens_desk.session.text = "another text that repeats and repeats"
+    lens_desk.desk.change(text="another text that repeats and repeats")
     expect(lens_desk.desk.warning.filter(has_text="This architecture has no lens.")).to_be_visible()
     expect(lens_desk.page.locator(".cell")).to_have_count(0)
     monkeypatch.undo()
-    lens_desk.session.text = "and a third one"
+    lens_desk.desk.change(text="and a third one")
     lens_desk.desk.await_answer()
     lens_desk.await_cells()
     lens_desk.expect_table(lens_desk.session.run)

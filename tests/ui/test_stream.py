@@ -1,7 +1,5 @@
 """The stream in a browser: every number is the API's, a click selects, and tokens are coloured by their saliency."""
 
-import threading
-
 import numpy as np
 import pytest
 from playwright.sync_api import expect
@@ -45,25 +43,9 @@ def opened(desk):
 
 def ask(desk, text):
     """A text whose gradient no other test has asked for: the store's model keeps its runs, and they their gradients."""
-    change(desk, text=text)
+    desk.change(text=text)
     desk.await_answer()
     desk.settle()
-
-
-def change(desk, **question):
-    """Another question, as if from the page: figures may only be changed on its own thread."""
-    done = threading.Event()
-
-    def do():
-        desk.session.param.update(**question)
-        done.set()
-
-    desk.session.inbox.post(do)
-    desk.until(done.is_set)
-
-
-def add(desk, *interventions):
-    change(desk, interventions=[*desk.session.interventions, *interventions])
 
 
 def pane(desk):
@@ -138,7 +120,7 @@ def test_every_number_is_the_api_s_now_before_and_between(stream_desk):
         desk.choose("Show", name)
         expect_numbers(desk, of_view(session.run, name))
     desk.choose("Show", "Norm")
-    add(desk, tp.Ablate("L1H3.z"), tp.Ablate("L2.resid_pre@4"))
+    desk.add(tp.Ablate("L1H3.z"), tp.Ablate("L2.resid_pre@4"))
     desk.await_answer()
     run, baseline = session.run, session.baseline
     expect_numbers(desk, stream(run).norms)
@@ -152,7 +134,7 @@ def test_every_number_is_the_api_s_now_before_and_between(stream_desk):
     at = session.position
     expect_numbers(desk, cosines(run, at) - cosines(baseline, at), "between", atol=1e-5)
     # Without an intervention there is no baseline beside it
-    change(desk, interventions=[])
+    desk.change(interventions=[])
     desk.await_answer()
     desk.until(lambda: pane(desk).of.value == "Now")
     expect_numbers(desk, of_view(baseline, CHEAP[-1]))
@@ -167,7 +149,7 @@ def test_gradients_are_those_of_the_metric_and_measured_only_where_they_are_show
         return gradients(run, metric, **options)
 
     monkeypatch.setattr(module, "gradients", counted)
-    change(desk, position=3)
+    desk.change(position=3)
     desk.choose("Show", "Cosine to the output")
     expect_numbers(desk, cosines_to_last(session.run))
     assert measured == []
@@ -179,10 +161,10 @@ def test_gradients_are_those_of_the_metric_and_measured_only_where_they_are_show
     desk.until(lambda: desk.board.strip.strip.saliency)
     assert len(measured) == 1
     token = desk.session.run.tokens[7]
-    change(desk, metric=tp.Metric("log_prob", token, position=9))
+    desk.change(metric=tp.Metric("log_prob", token, position=9))
     desk.await_answer()
     expect_numbers(desk, gradients(session.run, session.metric).dots)
-    add(desk, tp.Ablate("L0H1.z"))
+    desk.add(tp.Ablate("L0H1.z"))
     desk.await_answer()
     expect_numbers(desk, gradients(session.run, session.metric).dots)
     before = gradients(session.baseline, session.metric).dots
@@ -191,11 +173,11 @@ def test_gradients_are_those_of_the_metric_and_measured_only_where_they_are_show
     desk.choose("Run", "Difference")
     expect_numbers(desk, gradients(session.run, session.metric).dots - before)
     # Under another metric an old picture has no place
-    change(desk, metric=tp.Metric("log_prob"))
+    desk.change(metric=tp.Metric("log_prob"))
     desk.await_answer()
     desk.until(lambda: pane(desk)._trouble.text.startswith("The metric has no answer token."))
     desk.until(lambda: "Gradient norm" in pane(desk).view.disabled_options)
-    change(desk, metric=tp.Metric())
+    desk.change(metric=tp.Metric())
     expect_numbers(
         desk, gradients(session.run, tp.Metric()).dots - gradients(session.baseline, tp.Metric()).dots
     )
@@ -224,7 +206,7 @@ def test_a_click_selects_a_stream_and_a_position_and_says_its_number(stream_desk
     desk.until(lambda: (session.selection, session.position) == (["L1.resid_pre"], 11))
     desk.until(lambda: say(desk)[0] == "L1.resid_pre@11")
     # A head is no stream
-    change(desk, head=(1, 3))
+    desk.change(head=(1, 3))
     desk.until(lambda: say(desk)[0] == "position 11")
     # What is selected in the strip is so here
     desk.tokens.nth(3).click()
@@ -233,8 +215,8 @@ def test_a_click_selects_a_stream_and_a_position_and_says_its_number(stream_desk
 
 def test_what_is_changed_and_what_is_selected_are_framed(stream_desk):
     desk, session = stream_desk, stream_desk.session
-    change(desk, selection=["L3.resid_pre"], position=5)
-    change(desk, interventions=[tp.Ablate("L1.resid_pre@2"), tp.Freeze("L2.resid_pre")])
+    desk.change(selection=["L3.resid_pre"], position=5)
+    desk.change(interventions=[tp.Ablate("L1.resid_pre@2"), tp.Freeze("L2.resid_pre")])
     desk.await_answer()
     n_pos = session.run.n_pos
     colours = theme.ground(False)
@@ -279,16 +261,16 @@ def test_the_strip_is_coloured_by_each_token_s_saliency(desk):
     expect(label).to_contain_text(f"{saliency[4]:.3g} nats per unit")
     expect(label).to_contain_text(f"{100 * saliency[4] / saliency.max():.0f} % of the largest")
     expect(label).to_contain_text("norm of the gradient of the mean loss")
-    add(desk, tp.Ablate("L1.resid_pre@4"))
+    desk.add(tp.Ablate("L1.resid_pre@4"))
     desk.await_answer()
     changed = gradients(session.run, session.metric).saliency
     assert not np.allclose(changed, saliency)
     expect_colours(desk, changed)
-    change(desk, text="A dog ran to the door and the dog barked.")
+    desk.change(text="A dog ran to the door and the dog barked.")
     desk.await_answer()
     desk.expect_tokens(session.run)
     expect_colours(desk, gradients(session.run, session.metric).saliency)
-    change(desk, metric=tp.Metric("log_prob"))
+    desk.change(metric=tp.Metric("log_prob"))
     expect(desk.page.locator(".controls")).to_contain_text("The metric has no answer token.")
     expect(desk.page.get_by_role("radio", name="saliency")).to_be_disabled()
     desk.page.get_by_role("radio", name="mean of all").click()
@@ -319,8 +301,8 @@ def test_a_gradient_is_given_up_for_another_question_and_measured_in_the_end(str
     expect_numbers(desk, gradients(first, session.metric).norms)
     assert given_up == [first]
     # And when everything changes at once
-    change(desk, metric=tp.Metric("log_prob", first.tokens[3]))
-    change(desk, text="A dog ran to the door and the dog barked again.")
+    desk.change(metric=tp.Metric("log_prob", first.tokens[3]))
+    desk.change(text="A dog ran to the door and the dog barked again.")
     desk.await_answer()
     expect_numbers(desk, gradients(session.run, session.metric).norms)
 
@@ -336,7 +318,7 @@ def disabled(desk, label, option):
 
 def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_directory, odd_lm):
     desk = open_desk(str(random_directory("gptj")))
-    change(desk, text="the city in the city")
+    desk.change(text="the city in the city")
     desk.await_answer()
     opened(desk)
     view = pane(desk).view
@@ -345,7 +327,7 @@ def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_direc
     assert disabled(desk, "Show", "LayerNorm scale: ln2")
     assert not disabled(desk, "Show", "LayerNorm scale: ln1")
     assert disabled(desk, "Run", "Difference")
-    add(desk, tp.Ablate("L1H1.z"))
+    desk.add(tp.Ablate("L1H1.z"))
     desk.await_answer()
     desk.until(lambda: not pane(desk).of.disabled_options)
     assert not disabled(desk, "Run", "Difference")
@@ -354,8 +336,8 @@ def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_direc
     # Layers that can't be walked one by one have no gradient
     desk.choose("Show", "Gradient norm")
     expect_numbers(desk, gradients(desk.session.run, desk.session.metric).norms)
-    change(desk, interventions=[])
-    change(desk, model=odd_lm)
+    desk.change(interventions=[])
+    desk.change(model=odd_lm)
     desk.await_answer()
     reason = "This architecture has no gradients here: its layers can't be done one by one."
     expect(desk.warning.filter(has_text=reason)).to_be_visible()
