@@ -1,6 +1,7 @@
 """Dashboard: which panes there are, and where; a page when served, a plain layout in a notebook."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,15 +289,23 @@ _TABS = {
 
 def scheduler() -> Callable[[Callable[[], None]], None] | None:
     """How a session has something done on the thread of this page, or of this notebook; None where there is no loop."""
-    document = pn.state.curdoc
-    if document is not None and document.session_context is not None:
-
-        def on_page(function: Callable[[], None]) -> None:
-            document.add_next_tick_callback(function)
-
-        return on_page
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return None
-    return loop.call_soon_threadsafe
+    document = pn.state.curdoc
+    if document is None or document.session_context is None:
+        document = None
+
+    def on_page(function: Callable[[], None]) -> None:
+        # First to its thread: a callback that another one adds while changes are being held is lost with some luck.
+        with contextlib.suppress(RuntimeError):  # its loop has ended, and the page with it
+            loop.call_soon_threadsafe(function if document is None else lambda: _add(document, function))
+
+    return on_page
+
+
+def _add(document: Any, function: Callable[[], None]) -> None:
+    """Have a function called under the lock of a page's document, unless the page has gone."""
+    if not document.session_context.destroyed:
+        document.add_next_tick_callback(function)

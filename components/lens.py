@@ -14,6 +14,7 @@ from transpector.components.parts.layer_curve import LayerCurve
 from transpector.components.parts.lens_table import LensTable
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.sweep_form import select
+from transpector.components.parts.touched import positions_of
 from transpector.state.errors import TranspectorError
 from transpector.state.interventions import Skip
 
@@ -326,9 +327,7 @@ class LensPane(Pane):
         marks = []
         for verb, site in session.changes:
             if site.kind == "resid_pre" and site.layer < run.model.spec.n_layers:
-                columns = range(run.n_pos)[site.index[0] if isinstance(site.index[0], slice) else slice(None)]
-                if isinstance(site.position, int):
-                    columns = range(run.n_pos)[site.position % run.n_pos :][:1]
+                columns = positions_of(site, run.n_pos)
                 if columns:
                     marks.append(
                         {

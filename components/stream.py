@@ -14,6 +14,7 @@ from transpector.components.parts.notice import Notice
 from transpector.components.parts.scale import Scale, figures
 from transpector.components.parts.stream_view import VIEWS, StreamView
 from transpector.components.parts.sweep_form import select
+from transpector.components.parts.touched import positions_of
 from transpector.components.parts.value_map import ValueMap
 from transpector.state.errors import SiteError
 
@@ -230,7 +231,9 @@ class StreamPane(Pane):
         column, changed = range(at, at + 1), []
         for verb, site in session.changes:
             if site.kind == "resid_pre" and site.layer < n_layers:
-                changed.append((site.layer, _columns(site, run.n_pos), getattr(colours, theme.STATES[verb])))
+                changed.append(
+                    (site.layer, positions_of(site, run.n_pos), getattr(colours, theme.STATES[verb]))
+                )
         frames = [(range(n_rows), column, colours.muted, 1)]
         frames += [(range(layer, layer + 1), where, colour, 4) for layer, where, colour in changed]
         if row is not None and row < n_rows:
@@ -302,10 +305,3 @@ def _names(n_layers: int) -> list[str]:
 
 def _besides(of: str) -> str:
     return {NOW: "", BASELINE: ", baseline", DIFFERENCE: ", now − baseline"}[of]
-
-
-def _columns(site: Any, n_pos: int) -> range:
-    """The positions that a site is at."""
-    if isinstance(site.position, int):
-        return range(n_pos)[site.position % n_pos :][:1]
-    return range(n_pos)[site.index[0] if isinstance(site.index[0], slice) else slice(None)]

@@ -79,7 +79,7 @@ class Generation(Task):
         self.ended = ""
         """Why there are no more tokens: "length", "end of text" or "context"; empty while there may be."""
         self._writes = writes(question, model)
-        self._later = {write: write.later(n_pos) for write in self._writes}
+        self._later = [write.later(n_pos) for write in self._writes]
         self._stepwise = _goes_stepwise(model, self._writes)
         if not self._stepwise:
             _check_whole(self._writes)
@@ -141,8 +141,6 @@ class Generation(Task):
     # How it is done
 
     def _walked(self) -> Iterator[None]:
-        self.state = "running"
-        yield
         sources, _ = self.model.sources(self.question, self._writes)
         yield
         yield from self._steps(sources) if self._stepwise else self._wholes(sources)
@@ -150,8 +148,9 @@ class Generation(Task):
     def _steps(self, sources: dict[Intervention, Tensor]) -> Iterator[None]:
         """The prompt once, then one token at a time, with the keys and values of what came before."""
         cache = past.empty()
-        later = [write for write in self._later.values() if write is not None]
-        of_later = {write: sources[of] for of, write in self._later.items() if write and of in sources}
+        later = [write for write in self._later if write is not None]
+        pairs = zip(self._writes, self._later, strict=True)
+        of_later = {write: sources[of] for of, write in pairs if write is not None and of in sources}
         new: Sequence[int] = self.question.token_ids
         interventions: Sequence[Intervention] = self._writes
         while not self.ended:
@@ -169,10 +168,11 @@ class Generation(Task):
 
     def _wholes(self, sources: dict[Intervention, Tensor]) -> Iterator[None]:
         """All of it anew for every token: for models that can't go on from keys and values."""
-        fixed = {write: write.fixed(len(self.question.token_ids)) for write in self._writes}
-        of_fixed = {fixed[of]: source for of, source in sources.items()}
+        fixed = [write.fixed(len(self.question.token_ids)) for write in self._writes]
+        pairs = zip(self._writes, fixed, strict=True)
+        of_fixed = {write: sources[of] for of, write in pairs if of in sources}
         while not self.ended:
-            hooked = Pass(self.model.stack, self.model.wiring, fixed.values(), of_fixed)
+            hooked = Pass(self.model.stack, self.model.wiring, fixed, of_fixed)
             with torch.no_grad():
                 ids = self._tensor(self.token_ids)
                 if self.model.wiring.by_layer:
@@ -194,6 +194,8 @@ class Generation(Task):
         new = self._drawn(logits) if self.temperature else int(logits.argmax())
         probability = float((logits[new] - logits.logsumexp(-1)).exp())
         with self._changed:
+            if self.is_over:  # given up meanwhile
+                return new
             self._ids.append(new)
             self._probabilities.append(probability)
             if new in self.model.text.end_ids:

@@ -95,7 +95,12 @@ class TokenVector(Direction):
         (run,) = runs
         if self.of == "embed":
             return run.tensor(("embed", None))[0]
-        return run.model.bridge.W_U[:, run.question.token_ids[0]]
+        unembedding = run.model.bridge.W_U
+        if len(unembedding) != run.model.spec.d_model:
+            raise InterventionError(
+                "This model's unembedding does not read the residual stream. Take the embedding."
+            )
+        return unembedding[:, run.question.token_ids[0]]
 
     def check(self, site, model):
         model.text.token_id(self.token)
@@ -103,10 +108,6 @@ class TokenVector(Direction):
             raise InterventionError(
                 f"{site} holds no vector of the residual stream, and a token's {self.of}ding is one. "
                 "Steer resid_pre, resid_mid, attn_out, mlp_out or embed with it."
-            )
-        if self.of == "unembed" and model.bridge.W_U.shape[0] != model.spec.d_model:
-            raise InterventionError(
-                "This model's unembedding does not read the residual stream. Take the embedding."
             )
 
     @property

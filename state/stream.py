@@ -82,18 +82,22 @@ def stream(run: "Run") -> Stream:
     told = {name: [(f"blocks.{layer}.{name}.hook_scale", layer) for layer in layers] for name in NORMS}
     wanted = {address for of_norm in told.values() for address in of_norm if address[0] in names}
     run = run.model.complete(run, wanted)
-    norms = np.stack([_numbers(whole.float().norm(dim=-1)) for whole in _streams(run)])
-    scales = {}
+    lengths, scales = norms(run), {}
     for name, of_norm in told.items():
         found = {at[1]: run.activations[at] for at in of_norm if at in run.activations}
         # A hook point may never fire, or not tell positions apart.
         found = {layer: scale[:, 0] for layer, scale in found.items() if scale.shape == (run.n_pos, 1)}
         if found:
-            scales[name] = np.full_like(norms[1:], np.nan)
+            scales[name] = np.full_like(lengths[1:], np.nan)
             for layer, scale in found.items():
                 scales[name][layer] = _numbers(scale)
     final = run.activations.get(FINAL_SCALE)
-    return Stream(norms, scales, None if final is None else _numbers(final[:, 0]))
+    return Stream(lengths, scales, None if final is None else _numbers(final[:, 0]))
+
+
+def norms(run: "Run") -> Float[np.ndarray, "layer+1 pos"]:
+    """Norm of the residual stream before each layer and, in the last row, after all."""
+    return np.stack([_numbers(whole.float().norm(dim=-1)) for whole in _streams(run)])
 
 
 def cosines(run: "Run", position: int) -> Float[np.ndarray, "layer+1 layer+1"]:
@@ -135,7 +139,7 @@ def gradients(run: "Run", metric: Metric, *, cancelled: Callable[[], bool] = lam
     n_layers = model.spec.n_layers
     wanted = [LAST_RESID, *(("resid_pre", layer) for layer in range(n_layers))]
     wanted += [EMBED] if model.health.can_write("embed") else []
-    norms, dots = (np.zeros((n_layers + 1, run.n_pos), np.float32) for _ in range(2))
+    lengths, dots = (np.zeros((n_layers + 1, run.n_pos), np.float32) for _ in range(2))
     of_embed = (None, None)
     walk = model.worker.call(lambda: backward(_ground(run, metric), wanted))
     while True:
@@ -143,13 +147,13 @@ def gradients(run: "Run", metric: Metric, *, cancelled: Callable[[], bool] = lam
             raise Cancelled
         felt = model.worker.call(lambda: _sizes(next(walk, None)))
         if felt is None:
-            return Gradients(norms, dots, *of_embed)
+            return Gradients(lengths, dots, *of_embed)
         for at, sizes in felt.items():
             if at == EMBED:
                 of_embed = sizes
             else:
                 row = n_layers if at == LAST_RESID else at[1]
-                norms[row], dots[row] = sizes
+                lengths[row], dots[row] = sizes
 
 
 def _check(run: "Run") -> None:

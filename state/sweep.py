@@ -213,7 +213,6 @@ class Sweep(Task):
     # How it is done
 
     def _walked(self) -> Iterator[None]:
-        self.state = "running"
         ground = self._ground()
         yield
         if self.estimated:
@@ -261,6 +260,8 @@ class Sweep(Task):
 
     def _learn(self, values: dict[Index, float]) -> None:
         with self._changed:
+            if self.is_over:  # given up meanwhile
+                return
             for index, value in values.items():
                 self._values[index] = value
             self._done.cells = int((~np.isnan(self._values)).sum())

@@ -95,6 +95,9 @@ class Task:
     def _turn(self) -> None:
         """Go on for a little while; on the worker, where whoever has waited meanwhile comes next."""
         until = time.monotonic() + TURN
+        with self._changed:
+            if self.state == "waiting":
+                self.state = "running"
         try:
             while not self.is_over:
                 next(self._walk)

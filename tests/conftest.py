@@ -1,5 +1,6 @@
 """Models that tests share; whatever a CI machine should have, it must have."""
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -63,6 +64,12 @@ def random_lm(random_directory):
         return loaded[kind]
 
     return lm
+
+
+@pytest.fixture(scope="session")
+def reference_model():
+    """A function: kind of random model -> it once more, as Hugging Face has it, for tests that only read it."""
+    return functools.cache(random_models.random_model)
 
 
 @pytest.fixture

@@ -304,8 +304,8 @@ def sources() -> list[Source]:
     return [read(path) for path in sorted(found)]
 
 
-def name_of(rule: Callable) -> str:
-    return rule.__name__
+def name_of(given: Callable | str) -> str:
+    return given if isinstance(given, str) else given.__name__
 
 
 @pytest.mark.parametrize("rule", GUILTY, ids=name_of)
@@ -315,7 +315,7 @@ def test_the_repository_keeps_the_rule(rule):
 
 
 @pytest.mark.parametrize(
-    ("rule", "name"), [(rule, name) for rule, files in GUILTY.items() for name in files], ids=str
+    ("rule", "name"), [(rule, name) for rule, files in GUILTY.items() for name in files], ids=name_of
 )
 def test_the_rule_catches_who_breaks_it(rule, name):
     assert list(rule(Source(name, GUILTY[rule][name])))

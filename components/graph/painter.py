@@ -39,8 +39,10 @@ def paint(shown: Any, run: Any, baseline: Any, graph: Any, view: View, dark: boo
 
 
 def _cards(measure: Any, run: Any, view: View, colour: str, dark: bool) -> list[str]:
+    from transpector.state.stream import norms  # brings torch
+
     patterns, _, _ = measure.thumbnails(run, CARD_SIDE)
-    norms = {str(layer): values for layer, values in enumerate(measure.stream_norms(run))}
+    lengths = {str(layer): values for layer, values in enumerate(norms(run)[:-1])}
     n_rows, size = _strip_of(patterns.shape[1])
     place = {"sizes": (size, "{}px {}px".format(*BARS)), "places": ("10px 34px", "10px 91px")}
     return [
@@ -50,7 +52,7 @@ def _cards(measure: Any, run: Any, view: View, colour: str, dark: bool) -> list[
             pictures.bars(values, colour),
             **place,
         )
-        for layer, values in pictures.heights(norms).items()
+        for layer, values in pictures.heights(lengths).items()
         if int(layer) not in view.unfolded
     ]
 

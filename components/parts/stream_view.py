@@ -106,7 +106,7 @@ def numbers(
     if view.source == "to_last":
         return stream.cosines_to_last(run)
     if view.source == "norm":
-        return _norms(run)
+        return stream.norms(run)
     told = stream.stream(run)
     final = np.full(run.n_pos, np.nan, np.float32) if told.final_scale is None else told.final_scale
     return np.concatenate([told.scales[view.source], final[None]])
@@ -137,14 +137,3 @@ def unable(run: Any, metric: Any, told: frozenset[str]) -> dict[str, str]:
                 else f"This model has no {view.source} that tells its scale."
             )
     return reasons
-
-
-def _norms(run: Any) -> Float[np.ndarray, "layer+1 pos"]:
-    """As ``state.stream.stream`` gives them, without the scales, for which every layer is done again."""
-    from transpector.state.graph import graph
-    from transpector.state.measure import part_norms
-
-    n_layers, parts = run.model.spec.n_layers, graph(run.model)
-    ids = [*(f"L{layer}.resid_pre" for layer in range(n_layers)), f"L{n_layers - 1}.resid_post"]
-    norms = part_norms(run, [parts[id] for id in ids])
-    return np.stack([norms[id] for id in ids])

@@ -1,4 +1,4 @@
-"""Touched: the heads that a change at a site is a change of."""
+"""Touched: the heads and the positions that a change at a site is a change of."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,3 +15,11 @@ def heads_of(site: Site, spec: Any) -> Sequence[int]:
         return range(spec.n_heads)
     shared = spec.n_heads // spec.n_kv_heads if "kv_head" in axes else 1
     return range(site.head * shared, (site.head + 1) * shared)
+
+
+def positions_of(site: Site, n_pos: int) -> range:
+    """Positions of a text that the site is at; none where it lies beyond."""
+    at = site.index[site.position_axis]
+    if isinstance(at, slice):
+        return range(n_pos)[at]
+    return range(n_pos)[at % n_pos :][:1] if -n_pos <= at < n_pos else range(0)

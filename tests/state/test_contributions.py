@@ -8,7 +8,7 @@ import torch
 from direct_effects import DirectEffects
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from random_models import random_model, save, tokenizer
+from random_models import save, tokenizer
 from transpector.state.catalogue import resolve
 from transpector.state.contributions import contributions
 from transpector.state.conversion import converted
@@ -26,18 +26,6 @@ OTHER = " tree green white street book"  # a text to patch from
 LOSS, LOG_PROB = Metric(), Metric("log_prob", " city")
 LOGIT_DIFF = Metric("logit_diff", " city", " the", position=4)
 READOUTS = [(LOSS, None), (LOSS, 2), (LOG_PROB, None), (LOG_PROB, 5), (LOGIT_DIFF, None), (LOGIT_DIFF, -1)]
-
-
-@pytest.fixture(scope="module")
-def reference_model():
-    models = {}
-
-    def model(kind):
-        if kind not in models:
-            models[kind] = random_model(kind)
-        return models[kind]
-
-    return model
 
 
 @pytest.fixture(scope="module")

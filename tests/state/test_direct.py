@@ -32,18 +32,6 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def reference_model():
-    models = {}
-
-    def model(kind):
-        if kind not in models:
-            models[kind] = random_model(kind)
-        return models[kind]
-
-    return model
-
-
-@pytest.fixture(scope="module")
 def ask(random_lm):
     def run(kind, ids=IDS, *interventions):
         return random_lm(kind).run(Question(ids, interventions))

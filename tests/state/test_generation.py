@@ -8,23 +8,13 @@ import pytest
 import torch
 
 import transpector as tp
-from random_models import KINDS, random_model
+from random_models import KINDS
 from reference import forward
 from transpector.state.errors import Cancelled
 from transpector.state.interventions import Question
 
 TEXT = "the city of Paris and the tree of the north"
 N_NEW = 8
-
-
-@pytest.fixture(scope="module")
-def reference_model():
-    models = {}
-
-    def model(kind):
-        return models.setdefault(kind, models.get(kind) or random_model(kind))
-
-    return model
 
 
 @pytest.fixture
@@ -156,6 +146,16 @@ def test_an_intervention_means_the_same_for_every_new_token(ask, reference_model
     assert generation.new_ids == continued(hf_model, ids, write)
 
 
+def test_what_is_done_twice_is_done_twice_to_every_new_token(ask, reference_model):
+    vector = np.random.default_rng(2).normal(size=48).astype(np.float32)
+    session = ask("llama", *[tp.Steer("L1.resid_pre", vector, 1)] * 2)
+    write = {("resid_pre", 1): lambda value: value + 2 * torch.tensor(vector)}
+    expected = continued(reference_model("llama"), ids_of(session), write)
+    once = {("resid_pre", 1): lambda value: value + torch.tensor(vector)}
+    assert expected != continued(reference_model("llama"), ids_of(session), once)
+    assert tp.generate(session, N_NEW).result(60).new_ids == expected
+
+
 def test_interventions_do_change_what_is_said(ask):
     """Lest the tests above compare continuations that nothing could change."""
     plain = tp.generate(ask("llama"), N_NEW).result(60).new_ids
@@ -277,6 +277,28 @@ def test_it_can_be_given_up_and_ends_with_its_session(ask):
     with pytest.raises(Cancelled):
         second.result(10)
     assert first.model.run(Question((5, 6, 7))).n_pos == 3  # the worker goes on
+
+
+def test_nothing_is_added_once_it_was_given_up(ask):
+    """Not the token either that was being computed."""
+    session = ask("llama")
+    reached, go = threading.Event(), threading.Event()
+
+    def hold(*_):
+        reached.set()
+        assert go.wait(30)
+
+    hook = session.model.stack.blocks[1].attn.register_forward_pre_hook(hold)
+    try:
+        generation = tp.generate(session, 100)
+        assert reached.wait(30)
+        generation.cancel()
+        go.set()
+        session.model.run(Question((9, 8, 7)))  # after it
+    finally:
+        go.set()
+        hook.remove()
+    assert (generation.state, generation.done, generation.probabilities) == ("cancelled", 0, ())
 
 
 def test_other_runs_get_their_turn_between_tokens(ask):

@@ -30,6 +30,12 @@ def models(tmp_path_factory):
     return {"t/good": good, "t/gated": good, "t/pickle": pickle, "t/quantised": quantised, "t/bare": bare}
 
 
+@pytest.fixture(autouse=True)
+def _online(monkeypatch):
+    """Whatever the environment of these tests says: the hub that they ask is one of their own."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture
 def asked(models, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import transpector as tp
-from random_models import random_model
 from reference import forward
 from transpector.state import lens as module
 from transpector.state.errors import Cancelled
@@ -20,18 +19,6 @@ WITH_HEADS = ("gpt2", "llama", "gpt_neox", "opt", "gemma2", "gptj", "bloom")
 N_LAYERS = 3
 IDS = list(range(3, 14))
 TEXT_B = " city of Paris"
-
-
-@pytest.fixture(scope="module")
-def reference_model():
-    models = {}
-
-    def model(kind):
-        if kind not in models:
-            models[kind] = random_model(kind)
-        return models[kind]
-
-    return model
 
 
 @pytest.fixture

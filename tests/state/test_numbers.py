@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from random_models import random_model
 from reference import forward
 from transpector.state.interventions import Ablate, Freeze, Patch, Question
 from transpector.state.sites import AXES, KINDS, Site
@@ -21,18 +20,6 @@ MISSING = {
     "gptj": {"resid_mid", "scores"},
     "opt": {"scores"},
 }
-
-
-@pytest.fixture(scope="module")
-def reference_model():
-    models = {}
-
-    def model(kind):
-        if kind not in models:
-            models[kind] = random_model(kind)
-        return models[kind]
-
-    return model
 
 
 def address(kind, layer=1):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import transpector as tp
-from random_models import KINDS, random_model
+from random_models import KINDS
 from reference import forward
 from transpector.state.interventions import Question
 from transpector.state.steering import STEERED
@@ -13,16 +13,6 @@ from transpector.state.steering import STEERED
 TOLERANCE = 1e-4
 IDS = list(range(3, 14))
 N = len(IDS)
-
-
-@pytest.fixture(scope="module")
-def reference_model():
-    models = {}
-
-    def model(kind):
-        return models.setdefault(kind, models.get(kind) or random_model(kind))
-
-    return model
 
 
 def steered_logits(lm, *interventions, ids=IDS):

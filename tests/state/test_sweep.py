@@ -535,9 +535,11 @@ def test_cancelling_in_the_middle_of_a_layer_answers_at_once_and_ends_there(lm, 
     began = time.monotonic()
     sweep.cancel()
     assert time.monotonic() - began < 1 and sweep.is_over
+    done = sweep.done
     go.set()
     hook.remove()
     assert no_hooks(lm) and right(lm) and sweep._walk is None
+    assert sweep.done == done and sweep.state == "cancelled"
 
 
 def test_an_error_inside_a_hook_is_raised_and_leaves_nothing(lm, monkeypatch):

@@ -81,6 +81,7 @@ class Diagram:
 
     def await_interventions(self, n: int) -> None:
         self.desk.until(lambda: len(self.session.interventions) == n)
+        self.desk.until(lambda: len(self.session.run.interventions) == n)
         self.desk.await_answer()
         self.desk.settle()
 
