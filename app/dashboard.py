@@ -18,6 +18,7 @@ from transpector.components.contact_sheet import AttentionSheet
 from transpector.components.continuation import Continuation
 from transpector.components.contributions import ContributionsPane
 from transpector.components.guide import Guide
+from transpector.components.heads import HeadFinder
 from transpector.components.inspector import Inspector
 from transpector.components.intervene import Intervene
 from transpector.components.keyboard import Keyboard
@@ -25,14 +26,17 @@ from transpector.components.lens import LensPane
 from transpector.components.loss import TokenLoss
 from transpector.components.metric_readout import MetricReadout
 from transpector.components.model_selector import ModelSelector
+from transpector.components.neurons import NeuronsPane
 from transpector.components.next_tokens import NextTokens
 from transpector.components.parts.notice import Notice
 from transpector.components.patch_table import PatchTable
 from transpector.components.run_state import RunState
+from transpector.components.search import TokenSearch
 from transpector.components.selected_head import SelectedHead
 from transpector.components.stream import StreamPane
 from transpector.components.text_input import TextInput
 from transpector.components.token_strip import TextStrip
+from transpector.components.weights import WeightsPane
 from transpector.state.session import Session
 
 ASSETS = Path(__file__).parent / "assets"
@@ -45,7 +49,19 @@ class Dashboard(Viewer):
     dark = param.Boolean(default=False, doc="Whether the page is dark.")
     tab = param.Selector(
         default="Attention",
-        objects=["Attention", "Graph", "Lens", "Stream", "Contributions", "Causal map", "Generate"],
+        objects=[
+            "Attention",
+            "Graph",
+            "Lens",
+            "Stream",
+            "Contributions",
+            "Causal map",
+            "Heads",
+            "Weights",
+            "Neurons",
+            "Search",
+            "Generate",
+        ],
         doc="Which tab of the middle is open.",
     )
 
@@ -260,7 +276,7 @@ def _model_graph(session: Session, **params: Any) -> Any:
     return ModelGraph(session, **params)
 
 
-_SELECTS_PARTS = ("Graph", "Lens", "Stream", "Contributions")
+_SELECTS_PARTS = ("Graph", "Lens", "Stream", "Contributions", "Neurons", "Search")
 """Tabs in which more than heads can be selected."""
 
 _MAKES: dict[str, Callable[..., Any]] = {
@@ -269,6 +285,10 @@ _MAKES: dict[str, Callable[..., Any]] = {
     "Stream": StreamPane,
     "Contributions": ContributionsPane,
     "Causal map": CausalMap,
+    "Heads": HeadFinder,
+    "Weights": WeightsPane,
+    "Neurons": NeuronsPane,
+    "Search": TokenSearch,
     "Generate": Continuation,
 }
 """What each tab shows but the first, which is there at once."""
@@ -280,7 +300,7 @@ _TABS = {
     "& .MuiTab-root": {
         "minHeight": 32,
         "minWidth": 0,
-        "padding": "4px 12px",
+        "padding": "4px 9px",
         "textTransform": "none",
         "fontSize": 13,
     },

@@ -342,11 +342,13 @@ export function render({model, el}) {
     what.textContent = model.scores_label
     if (!found) return
     const ends = found.top.toPrecision(3)
-    least.textContent = `−${Number(ends)}`
-    most.textContent = `+${Number(ends)}`
+    const below = found.values.some((value) => value < 0)
+    least.textContent = below ? `−${Number(ends)}` : "0"
+    most.textContent = `${below ? "+" : ""}${Number(ends)}`
     const ink = scoreBar.getContext("2d")
     for (let x = 0; x < scoreBar.width; x++) {
-      ink.fillStyle = scoreColour(2 * x / (scoreBar.width - 1) - 1, 1)
+      const at = x / (scoreBar.width - 1)
+      ink.fillStyle = scoreColour(below ? 2 * at - 1 : at, 1)
       ink.fillRect(x, 0, 1, 1)
     }
   }

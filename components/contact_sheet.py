@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import panel_material_ui as pmui
 import param
 from panel.custom import JSComponent
 
 from transpector.components import theme
 from transpector.components.base import Pane, visible
-from transpector.components.parts.contribution_numbers import ContributionNumbers
 from transpector.components.parts.effect_figure import palette as effect_palette
+from transpector.components.parts.head_colours import HeadColours, HeadNumbers, choice
 from transpector.components.parts.touched import heads_of
-from transpector.state.errors import ModelError
 
 
 class ContactSheet(JSComponent):
@@ -93,9 +90,6 @@ class ContactSheet(JSComponent):
         return super()._process_property_change(msg)
 
 
-_QUIET = "label .MuiTypography-root.MuiFormControlLabel-label { font-size: 13px; }"
-
-
 class AttentionSheet(Pane):
     """The contact sheet of the newest run, with the heads marked that interventions touch."""
 
@@ -108,17 +102,8 @@ class AttentionSheet(Pane):
         session.param.watch(lambda event: self.sheet.param.update(selected=event.new), "head")
         session.param.watch(lambda event: self._mark(), "interventions")
         session.param.watch(lambda event: self.sheet.param.update(busy=event.new == "running"), "state")
-        self.colour = pmui.Switch(
-            label="Colour by contributions",
-            value=False,
-            size="small",
-            margin=0,
-            stylesheets=[_QUIET],
-            description="A strip below each head: what it adds to the logit of the metric, as in the Contributions tab",
-        )
-        self._contributions = _HeadContributions(session, self.sheet, in_view=False)
-        self.colour.param.watch(self._colour, "value")
-        self.param.watch(self._colour, "in_view")
+        self.colour = choice(session)
+        self.colours = HeadColours(session, self._paint, in_view=self.param.in_view)
 
     def measure(self, run: Any) -> dict[str, Any]:
         from transpector.state.measure import (
@@ -137,16 +122,14 @@ class AttentionSheet(Pane):
     def show(self, numbers: dict[str, Any]) -> None:
         self.sheet.param.update(visible=True, selected=self.session.head, marks=self._marks(), **numbers)
 
-    def _colour(self, event: Any) -> None:
-        """Colour the heads while that is wanted and seen."""
-        wanted = self.colour.value
-        self._contributions.wanted = wanted
-        self._contributions.in_view = wanted and self.in_view
-        if event.name == "value":
-            if wanted:
-                self._contributions.refresh()
-            else:
-                self.sheet.param.update(scores=b"", scores_label="")
+    def _paint(self, numbers: HeadNumbers | None, reason: str) -> None:
+        if numbers is None:
+            self.sheet.param.update(scores=b"", scores_label=reason)
+        else:
+            values, top, label = numbers
+            self.sheet.param.update(
+                scores=values.astype("float32").tobytes(), scores_top=top, scores_label=label
+            )
 
     def _select(self, event: Any) -> None:
         if event.new is not None:
@@ -168,31 +151,3 @@ class AttentionSheet(Pane):
 
     def __panel__(self) -> Any:
         return self.sheet
-
-
-class _HeadContributions(Pane):
-    """What each head adds to the metric's logit, as the scores of a sheet."""
-
-    reads: ClassVar = ("run", "baseline", "position", "metric")
-
-    def __init__(self, session: Any, sheet: ContactSheet, **params: Any):
-        super().__init__(session, **params)
-        self._sheet = sheet
-        self.wanted = False
-        """Whether they are to be seen: they may be known only when that is over."""
-
-    def measure(self, **read: Any) -> tuple[Any, float]:
-        numbers = ContributionNumbers.of(**read)
-        heads = numbers.now.heads
-        if np.isnan(heads).all():
-            raise ModelError("The heads of this model can't be told apart in what its attention adds.")
-        return heads, numbers.top
-
-    def show(self, numbers: tuple[Any, float]) -> None:
-        heads, top = numbers
-        if self.wanted:
-            self._sheet.param.update(scores=heads.tobytes(), scores_top=top, scores_label="adds (logits)")
-
-    def refuse(self, reason: str) -> None:
-        if self.wanted:
-            self._sheet.param.update(scores=b"", scores_label=reason)

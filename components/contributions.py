@@ -291,4 +291,4 @@ def _figures(number: float) -> str:
     return f"{number:.3f}".replace("-", "−")
 
 
-_LAYER = re.compile(r"L(\d+)[HN.]")
+_LAYER = re.compile(r"L(\d+)[HND.]")

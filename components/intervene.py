@@ -12,13 +12,15 @@ from transpector.components import theme
 from transpector.components.parts.direction_form import DirectionForm
 from transpector.components.parts.notice import Notice
 from transpector.state.errors import TranspectorError
-from transpector.state.interventions import Ablate, Freeze, Intervention, Patch, Skip
+from transpector.state.interventions import Ablate, Freeze, Intervention, Patch, Scale, Set, Skip
 from transpector.state.sites import AXES, Site
 from transpector.state.steering import STEERED, Steer, reach
 
-ZERO, MEAN, FREEZE, FROM_B, FROM_HERE, STEER, SKIP = WAYS = (
+ZERO, MEAN, SET, SCALE, FREEZE, FROM_B, FROM_HERE, STEER, SKIP = WAYS = (
     "Set to zero",
     "Set to mean",
+    "Set to a number",
+    "Scale",
     "Freeze",
     "Patch from text B",
     "Patch from this run",
@@ -40,10 +42,13 @@ class Intervene(Viewer):
         self.site = pmui.TextInput(
             label="Site",
             placeholder="L5H1.z",
-            description="L layer, H head, N neuron, @ position: L5H1.z, L9.mlp_out, L2.resid_pre@-1, L5N311.mlp_post@3, embed",
+            description="L layer, H head, N neuron, D dimension, @ position: "
+            "L5H1.z, L9.mlp_out, L2.resid_pre@-1, L5N311.mlp_post@3, L5D37.resid_pre, embed",
             **narrow,
         )
         self.source = pmui.TextInput(label="Source", placeholder="the same site", **narrow)
+        self.value = pmui.FloatInput(label="Value", value=0.0, **narrow)
+        self.factor = pmui.FloatInput(label="Factor", value=0.5, step=0.1, **narrow)
         self.direction = DirectionForm(self._submit, dark=self.param.dark)
         self.first = pmui.IntInput(label="First layer", value=0, start=0, **narrow)
         self.last = pmui.IntInput(label="Last layer", value=0, start=0, **narrow)
@@ -64,6 +69,8 @@ class Intervene(Viewer):
         way = self.way.value
         self.source.visible = way in (FROM_B, FROM_HERE)
         self.source.placeholder = "the same site" if way == FROM_B else "an upstream site"
+        self.value.visible = way == SET
+        self.factor.visible = way == SCALE
         self.site.visible = way != SKIP
         self._layers.visible = way == SKIP
         self.direction.visible = way == STEER
@@ -73,7 +80,7 @@ class Intervene(Viewer):
         model, sites = self.session.model, self.session.sites
         steers = self.way.value == STEER
         if steers:  # where most directions make sense
-            sites = [site for site in sites if site.axes_of_kind == ("pos", "d_model")]
+            sites = [site for site in sites if site.axes_of_kind == ("pos", "d_model") and site.dim is None]
             self.site.value = str(sites[0]) if sites else f"L{self.session.head[0]}.resid_pre"
         elif sites or model is None:
             self.site.value = str(sites[0]) if sites else "L{}H{}.z".format(*self.session.head)
@@ -121,6 +128,10 @@ class Intervene(Viewer):
         site = Site.parse(self.site.value_input)  # Enter is heard of before the value is
         if way in (ZERO, MEAN):
             return Ablate(site, "zero" if way == ZERO else "mean")
+        if way == SET:
+            return Set(site, self.value.value)
+        if way == SCALE:
+            return Scale(site, self.factor.value)
         if way == FREEZE:
             return Freeze(site)
         if way == STEER:
@@ -137,6 +148,8 @@ class Intervene(Viewer):
             self.way,
             self.site,
             self.source,
+            self.value,
+            self.factor,
             self.direction,
             self._layers,
             self._trouble,

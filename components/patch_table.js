@@ -89,13 +89,22 @@ export function render({model}) {
     made.max = 2 * row.reach
     made.step = row.reach / 50
     made.value = row.strength
-    made.title = `Strength: at ±${Number(row.reach.toPrecision(3))} what is added is as long as what the site holds. `
-      + "Double click for zero."
+    const says = row.neutral ? `Factor: ${row.neutral} changes nothing`
+      : `Strength: at ±${Number(row.reach.toPrecision(3))} what is added is as long as what the site holds`
+    made.title = `${says}. Double click for ${row.neutral || "zero"}.`
     made.setAttribute("aria-label", `Strength of ${row.site}`)
     let sent = 0, waiting = null
-    const send = () => { sent = Date.now(); waiting = null; model.send_msg({do: "strength", at, value: Number(made.value)}) }
-    made.addEventListener("input", () => { waiting ??= setTimeout(send, Math.max(0, 60 - (Date.now() - sent))) })
-    made.addEventListener("dblclick", () => { made.value = 0; send() })
+    const send = () => {
+      sent = Date.now(); waiting = null
+      const value = Number(made.value)
+      made.expected = value === model.rows[at]?.strength ? undefined : value // what is no change is not answered
+      model.send_msg({do: "strength", at, value})
+    }
+    made.addEventListener("input", () => {
+      made.expected = Number(made.value)
+      waiting ??= setTimeout(send, Math.max(0, 60 - (Date.now() - sent)))
+    })
+    made.addEventListener("dblclick", () => { made.value = row.neutral; send() })
     return made
   }
 
@@ -112,7 +121,10 @@ export function render({model}) {
       made.querySelector(".effect").textContent = row.effect
       made.querySelector(".effect").title = row.hint
       const strength = made.querySelector(".strength")
-      if (strength && !strength.matches(":active")) strength.value = row.strength
+      if (!strength) return
+      // The answer to what was set a moment ago must not take back what has been set since.
+      if (strength.expected === row.strength) strength.expected = undefined
+      if (strength.expected === undefined && !strength.matches(":active")) strength.value = row.strength
     })
   }
 

@@ -11,13 +11,13 @@ from panel.custom import JSComponent
 
 from transpector.components import theme
 from transpector.components.base import Pane, short
-from transpector.state.steering import Steer
+from transpector.state.interventions import Intervention
 
 
 class PatchRows(JSComponent):
     """The rows ``{site, verb, what, name, state, enabled, effect, hint}``; sends what is clicked.
 
-    A row that has a strength has ``strength`` and ``reach``, and a slider of twice that.
+    A row that has a strength has ``strength``, ``neutral`` and ``reach``, and a slider of twice that.
     """
 
     rows = param.List(default=[], item_type=dict, doc="One a intervention, in order.")
@@ -59,12 +59,12 @@ class PatchTable(Pane):
         self._show()
 
     def measure(self, run: Any, baseline: Any) -> dict[Any, float]:
-        steers = [i for i in run.interventions if isinstance(i, Steer)]
-        if not steers:
+        added = [i for i in run.interventions if i.strength is not None and not i.neutral]
+        if not added:
             return {}
         from transpector.state.steering import reach
 
-        return {_key(i): _round(reach(baseline, i)) for i in steers if _key(i) not in self._reaches}
+        return {_key(i): _round(reach(baseline, i)) for i in added if _key(i) not in self._reaches}
 
     def show(self, numbers: dict[Any, float]) -> None:
         # A range stays as it was first found: it must not move while its slider does.
@@ -90,10 +90,12 @@ class PatchTable(Pane):
                     "hint": f"{session.metric.label} with it, less without it, the others in force ({unit})",
                 }
             )
-            if isinstance(intervention, Steer):
+            if intervention.strength is not None:
                 rows[-1] |= {
                     "strength": intervention.strength,
-                    "reach": self._reaches.get(_key(intervention), 0),
+                    "neutral": intervention.neutral,
+                    # A factor is as it is; what is added is much or little beside what is there.
+                    "reach": intervention.neutral or self._reaches.get(_key(intervention), 0),
                 }
         self.rows.rows = rows
         self._clear.visible = bool(rows)
@@ -109,16 +111,16 @@ class PatchTable(Pane):
             interventions[at] = replace(interventions[at], enabled=not interventions[at].enabled)
         elif message["do"] == "rename":
             interventions[at] = replace(interventions[at], name=str(message["name"])[:80])
-        elif message["do"] == "strength" and isinstance(interventions[at], Steer):
-            interventions[at] = replace(interventions[at], strength=float(message["value"]))
+        elif message["do"] == "strength" and interventions[at].strength is not None:
+            interventions[at] = interventions[at].at_strength(float(message["value"]))
         self.session.interventions = interventions
 
     def __panel__(self) -> Any:
         return pn.Column(self.rows, self._clear, sizing_mode="stretch_width")
 
 
-def _key(steer: Steer) -> Steer:
-    return replace(steer, strength=1.0, enabled=True)
+def _key(intervention: Intervention) -> Intervention:
+    return replace(intervention.at_strength(1.0), enabled=True)
 
 
 def _round(number: float) -> float:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import panel as pn
 import panel_material_ui as pmui
 
@@ -125,10 +124,11 @@ class TextInput(Pane):
         model = self.session.model
         if model is None:
             return
-        n = min(N_REPEATED, (model.spec.n_ctx or 2 * N_REPEATED + 1) // 2)
-        ids = np.random.default_rng().choice(model.text.plain_ids(), n).tolist()
-        bos = [] if model.text.bos_id is None else [model.text.bos_id]
-        self.session.token_ids = [*bos, *ids, *ids]
+        from transpector.state.heads import repeated_random  # brings torch
+
+        # Twice, and BOS in front of them.
+        n = min(N_REPEATED, ((model.spec.n_ctx or 2 * N_REPEATED + 1) - 1) // 2)
+        self.session.token_ids = list(repeated_random(model, n, seed=None, bos=True).token_ids)
 
     def measure(self, run: Any, text_b: str) -> tuple[int, int, int, str]:
         trouble, n_b = "", 0

@@ -73,6 +73,8 @@ STATES = {
     "ablate": "ablated",
     "freeze": "frozen",
     "patch": "patched",
+    "scale": "steered",
+    "set": "steered",
     "skip": "ablated",
     "steer": "steered",
 }

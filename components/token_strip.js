@@ -1,10 +1,13 @@
-// The token strip: the text as boxes, coloured by the attention from or to one of them, or by how much a metric depends
-// on each. Hovering sends nothing.
+// The token strip: the text as boxes, coloured by the attention from or to one of them, or by a number of each. Hovering
+// sends nothing.
 
 const LINE = 28 // px
 const STRONGEST = 5
 const PATTERNS = ["head", "layer", "all"]
-const SCOPES = [...PATTERNS, "saliency"]
+const MEASURED = ["activation", "saliency"]
+const SCOPES = [...PATTERNS, ...MEASURED]
+const UNTOLD = {values: null, top: 0, beyond: "", signed: false, unit: "", says: "", name: "", hint: "", unable: ""}
+const N_COLOURS = 256, ZERO = 128 // where zero lies on the scale about it
 
 const CSS = `
 .root { position: relative; contain: inline-size; font: 12px/16px var(--sans); color: var(--ink); }
@@ -67,7 +70,7 @@ export function render({model}) {
   let pending = null
   let stale = true
   let causal = null
-  let table = null
+  let scale = null
 
   const colours = () => look[model.dark ? "dark" : "light"]
   const count = () => tokens.length
@@ -82,13 +85,12 @@ export function render({model}) {
   directions.to.title = "Colour the tokens that attend to the one under the pointer"
   scopes.layer.textContent = "mean of layer"
   scopes.all.textContent = "mean of all"
-  scopes.saliency.textContent = "saliency"
   const key = element("span", "key")
   const bar = element("canvas", "bar")
-  bar.width = 256
+  bar.width = N_COLOURS
   bar.height = 1
-  const end = text("span", "1")
-  key.append(text("span", "0"), bar, end)
+  const [start, end] = [element("span"), element("span")]
+  key.append(start, bar, end)
   const wait = text("span", "measuring…", "key wait")
   const refusal = element("span", "key")
   controls.append(key, wait, refusal)
@@ -145,16 +147,25 @@ export function render({model}) {
   function pattern() {
     const size = count() ** 2
     const bytes = model.patterns
-    if (!size || !bytes || bytes.byteLength !== 3 * size || isSaliency()) return null
+    if (!size || !bytes || bytes.byteLength !== 3 * size || isMeasured()) return null
     return new Uint8Array(bytes, PATTERNS.indexOf(model.scope) * size, size)
   }
 
-  const isSaliency = () => model.scope === "saliency"
+  const isMeasured = () => MEASURED.includes(model.scope)
 
-  // The numbers of the tokens, or null where they are not known.
-  function saliency() {
-    const bytes = model.saliency
-    return count() && bytes && bytes.byteLength === 4 * count() ? new Float32Array(bytes) : null
+  const told = (scope) => model.numbers?.[scope] ?? UNTOLD
+
+  // The numbers of the tokens and what is told of them, or null where they are not known, or not wanted.
+  function measured() {
+    const {values, ...about} = told(model.scope)
+    const known = isMeasured() && count() && values?.byteLength === 4 * count()
+    return known ? {...about, values: new Float32Array(values)} : null
+  }
+
+  // The place of a number on the scale.
+  function shade(number, {top, signed}) {
+    const share = top ? Math.max(-1, Math.min(1, number / top)) : 0
+    return signed ? ZERO + Math.round((N_COLOURS - 1 - ZERO) * share) : Math.round((N_COLOURS - 1) * share)
   }
 
   function isCausal() {
@@ -181,17 +192,15 @@ export function render({model}) {
       stale = false
       build()
     }
-    const salient = isSaliency() ? saliency() : null
-    const most = salient ? Math.max(...salient) : 0
-    dress(salient, most)
+    const numbers = measured()
+    dress(numbers)
     const n = count()
     const at = focus()
     const values = at === null ? null : pattern()
     const from = model.direction === "from"
     const blinding = values !== null && isCausal()
     for (let i = 0; i < n; i++) {
-      const value = salient ? (most && Math.round(255 * salient[i] / most))
-        : !values ? 0 : from ? values[at * n + i] : values[i * n + at]
+      const value = numbers ? shade(numbers.values[i], numbers) : !values ? 0 : from ? values[at * n + i] : values[i * n + at]
       const blind = blinding && (from ? i > at : i < at)
       const held = i === model.position
       const state = `${value}|${blind}|${i === at}|${held}`
@@ -199,21 +208,21 @@ export function render({model}) {
       painted[i] = state
       const token = tokens[i]
       token.className = "token"
-      token.classList.toggle("deep", table.deep[value])
+      token.classList.toggle("deep", scale.deep[value])
       token.classList.toggle("blind", blind)
       token.classList.toggle("now", i === at)
       token.classList.toggle("held", held)
-      token.style.backgroundColor = value ? table.css[value] : ""
+      token.style.backgroundColor = value === scale.zero ? "" : scale.css[value]
       token.setAttribute("aria-selected", String(held))
     }
     if (model.position !== null && model.position < n) strip.setAttribute("aria-activedescendant", `token-${model.position}`)
     else strip.removeAttribute("aria-activedescendant")
     if (hovered === null) hide()
-    else explain(hovered, values, salient, most)
+    else explain(hovered, values, numbers)
     strip.dataset.drawn = String(Number(strip.dataset.drawn) + 1)
   }
 
-  function dress(salient, top) {
+  function dress(numbers) {
     const colour = colours()
     for (const name of ["surface", "ink", "muted", "line", "accent"]) root.style.setProperty(`--${name}`, colour[name])
     root.style.setProperty("--deep", colour.paper)
@@ -223,27 +232,41 @@ export function render({model}) {
     strip.style.maxHeight = `${model.lines * LINE}px`
     scopes.head.textContent = model.head || "this head"
     for (const value of SCOPES) check(scopes[value], model.scope === value)
-    scopes.saliency.disabled = Boolean(model.unable)
-    scopes.saliency.title = model.unable || `Colour each token by the gradient of the ${model.saliency_of} with respect to it`
-    direction.hidden = isSaliency()
-    end.textContent = salient ? `${figures(top)} ${model.saliency_unit}` : "1"
-    key.hidden = isSaliency() && !salient
-    wait.hidden = !key.hidden || Boolean(model.unable)
-    refusal.hidden = !key.hidden || !model.unable
-    refusal.textContent = model.unable
+    for (const value of MEASURED) {
+      const {name, hint, unable} = told(value)
+      scopes[value].textContent = name || value
+      scopes[value].disabled = Boolean(unable)
+      scopes[value].title = unable || hint
+    }
+    direction.hidden = isMeasured()
+    const {unable} = told(model.scope)
+    const nothing = numbers?.top === 0
+    start.textContent = numbers?.signed ? figures(-numbers.top) : "0"
+    end.textContent = nothing ? "0 at every token" : numbers ? amount(numbers.top, numbers) : "1"
+    if (numbers?.beyond) end.textContent += ` · ${numbers.beyond}`
+    start.hidden = bar.hidden = nothing
+    key.hidden = isMeasured() && !numbers
+    wait.hidden = !key.hidden || Boolean(unable)
+    refusal.hidden = !key.hidden || !unable
+    refusal.textContent = unable
     for (const value of ["from", "to"]) check(directions[value], model.direction === value)
-    if (table?.dark === model.dark) return
-    const rgb = new Uint8Array(model.palette, model.dark ? 768 : 0, 768)
-    const css = Array.from({length: 256}, (_, i) => `rgb(${rgb[3 * i]}, ${rgb[3 * i + 1]}, ${rgb[3 * i + 2]})`)
+    take(Boolean(numbers?.signed))
+  }
+
+  // Takes the scale from zero, or that about it.
+  function take(signed) {
+    if (scale?.dark === model.dark && scale.signed === signed) return
+    const rgb = new Uint8Array(model.palette, 3 * N_COLOURS * (2 * Number(signed) + Number(model.dark)), 3 * N_COLOURS)
+    const css = Array.from({length: N_COLOURS}, (_, i) => `rgb(${rgb[3 * i]}, ${rgb[3 * i + 1]}, ${rgb[3 * i + 2]})`)
     // Where the box is nearer to the ink than to the paper, the text takes the paper's colour.
     const deep = css.map((_, i) => {
       const luminance = (0.2126 * rgb[3 * i] + 0.7152 * rgb[3 * i + 1] + 0.0722 * rgb[3 * i + 2]) / 255
       return model.dark ? luminance > 0.45 : luminance < 0.5
     })
-    table = {dark: model.dark, css, deep}
+    scale = {dark: model.dark, signed, css, deep, zero: signed ? ZERO : 0}
     painted.fill("")
-    const image = new ImageData(256, 1)
-    for (let i = 0; i < 256; i++) image.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i)
+    const image = new ImageData(N_COLOURS, 1)
+    for (let i = 0; i < N_COLOURS; i++) image.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i)
     bar.getContext("2d").putImageData(image, 0, 0)
   }
 
@@ -254,7 +277,7 @@ export function render({model}) {
 
   // -- the label ----------------------------------------------------------------------------------------------------
 
-  function explain(at, values, salient, most) {
+  function explain(at, values, numbers) {
     const n = count()
     const heading = element("div")
     const id = model.ids && model.ids.length === n ? ` · id ${model.ids[at]}` : ""
@@ -262,12 +285,13 @@ export function render({model}) {
     name.className = "piece"
     heading.append(text("b", `position ${at}`), text("span", `${id} · `, "quiet"), name)
     label.replaceChildren(heading)
-    if (salient) {
+    if (numbers) {
+      const {values, top, signed, says} = numbers
       const line = element("div")
       line.style.marginTop = "4px"
-      const share = most ? ` · ${Math.round(100 * salient[at] / most)} % of the largest` : ""
-      line.append(text("span", `${figures(salient[at])} ${model.saliency_unit}`), text("span", share, "quiet"))
-      label.append(line, text("div", `norm of the gradient of the ${model.saliency_of}`, "quiet"))
+      const share = top && !signed ? ` · ${Math.round(100 * values[at] / top)} % of the largest` : ""
+      line.append(text("span", amount(values[at], numbers)), text("span", share, "quiet"))
+      label.append(line, text("div", says, "quiet"))
     }
     if (values) {
       const from = model.direction === "from"
@@ -344,10 +368,9 @@ export function render({model}) {
 
   model.on("pieces", () => { stale = true; hovered = null; causal = null; ask() })
   model.on("patterns", () => { causal = null; ask() })
-  model.on(["ids", "head", "scope", "direction", "position", "lines", "dark"], ask)
-  model.on(["saliency", "saliency_of", "saliency_unit", "unable"], ask)
+  model.on(["ids", "head", "scope", "numbers", "direction", "position", "lines", "dark"], ask)
   model.on("remove", () => cancelAnimationFrame(pending))
-  dress(null, 0)
+  dress(null)
   ask()
   return root
 }
@@ -373,10 +396,15 @@ function write(token, piece) {
   }
 }
 
+// A number with its sign, where it may have either, and its unit.
+function amount(number, {signed, unit}) {
+  return `${signed && number > 0 ? "+" : ""}${figures(number)}${unit && ` ${unit}`}`
+}
+
 // A number to three significant digits.
 function figures(number) {
-  return number && Math.abs(number) < 1e-3 ? number.toExponential(1).replace(".0e", "e").replaceAll("-", "−")
-    : String(Number(number.toPrecision(3)))
+  const small = number && Math.abs(number) < 1e-3
+  return (small ? number.toExponential(1).replace(".0e", "e") : String(Number(number.toPrecision(3)))).replaceAll("-", "−")
 }
 
 function clip(words) {

@@ -159,6 +159,56 @@ def stream(page: Page, address: str) -> None:
     page.screenshot(path=DOCS / "stream.png")
 
 
+def heads(page: Page, address: str) -> None:
+    """Every head of SmolLM2 scored, the induction heads first."""
+    first_sight(page, address)
+    page.get_by_role("tab", name="Heads", exact=True).click()
+    page.get_by_role("table", name="Scores of heads").wait_for(timeout=PATIENCE)
+    page.wait_for_timeout(4000)  # what heads copy follows
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "heads.png")
+
+
+def weights(page: Page, address: str) -> None:
+    """What a late head of SmolLM2 writes and looks for."""
+    about_eiffel(page, address)
+    page.get_by_role("tab", name="Search", exact=True).click()
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_text("30 layers in").wait_for(timeout=PATIENCE)
+    page.get_by_role("group", name="Heads").locator("button.row").first.click()
+    page.get_by_role("tab", name="Weights", exact=True).click()
+    page.set_viewport_size({"width": 1440, "height": 1000})
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "weights.png")
+
+
+def neurons(page: Page, address: str) -> None:
+    """The most active neurons of a layer of SmolLM2, one of them selected."""
+    about_eiffel(page, address)
+    page.get_by_role("tab", name="Search", exact=True).click()
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_text("30 layers in").wait_for(timeout=PATIENCE)
+    page.get_by_role("group", name="Neurons").locator("button.row").first.click()
+    page.get_by_role("tab", name="Neurons", exact=True).click()
+    page.set_viewport_size({"width": 1440, "height": 1000})
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "neurons.png")
+
+
+def search(page: Page, address: str) -> None:
+    """Which heads and neurons of SmolLM2 write Paris."""
+    about_eiffel(page, address)
+    page.get_by_role("tab", name="Search", exact=True).click()
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_text("30 layers in").wait_for(timeout=PATIENCE)
+    page.mouse.move(1080, 20)
+    settle(page)
+    page.screenshot(path=DOCS / "search.png")
+
+
 def steered(page: Page, address: str) -> None:
     """SmolLM2 steered, in the dark: the continuation beside the baseline's."""
     first_sight(page, address)
@@ -201,7 +251,10 @@ def main() -> None:
     """Take them all, or those that are named."""
     takes = {
         take.__name__: take
-        for take in (light, causal_map, graph, lens, contributions, stream, steered, dark, tutorial)
+        for take in (
+            *(light, causal_map, graph, lens, contributions, stream, steered, dark, tutorial),
+            *(heads, weights, neurons, search),
+        )
     }
     named = sys.argv[1:] or list(takes)
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

@@ -1,6 +1,7 @@
 """Attribution: the metric's gradient, layer by layer from the top, and what changes of a grid are estimated from it."""
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,13 +11,25 @@ from torch import Tensor
 from transpector.state.batch import Ground
 from transpector.state.errors import InterventionError
 from transpector.state.grid import Grid
+from transpector.state.metric import Metric
 from transpector.state.sites import Site
 from transpector.state.wiring import LAST_RESID, Address, Pass, is_below
+
+if TYPE_CHECKING:
+    from transpector.state.run import Run
 
 EMBED = ("embed", None)
 
 Felt = dict[Address, tuple[Tensor, Tensor | None]]
 """Activations, batch left out, and the metric's gradient with respect to each; None where that is out of reach."""
+
+
+def ground_of(run: "Run", metric: Metric) -> Ground:
+    """What a way back from the metric begins with, on the worker."""
+    model, writes = run.model, run.writes
+    sources, _ = model.sources(run.question, writes)
+    run = model.complete(run, {write.source_site.tensor for write in writes if write.reads_here})
+    return Ground(model, run, metric, sources, origin=None, memory=0)
 
 
 def attribution(ground: Ground, grid: Grid) -> "Iterator[Float[np.ndarray, '...']]":

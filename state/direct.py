@@ -114,6 +114,10 @@ def written(run: "Run", part: Part, positions: Sequence[int]) -> Float[Tensor, "
         )
     values = run.activation(replace(site, position=None))[list(positions)]
     values = torch.from_numpy(values).to(run.model.spec.device)
+    if site.dim is not None:
+        along = torch.zeros(len(positions), run.model.spec.d_model, device=values.device)
+        along[:, site.dim] = values
+        values = along
     if site.kind in OUTLETS:
         return _projected(run, site, values.flatten(1) if values.ndim > 1 else values[:, None], positions)
     factor = ways(run.model).embed if site.kind == "embed" else 1.0

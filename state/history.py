@@ -1,10 +1,8 @@
 """History: the interventions as they were, for undo and redo."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from transpector.state.interventions import Intervention
-from transpector.state.steering import Steer
 
 
 class History:
@@ -62,5 +60,5 @@ def _slid(old: Sequence[Intervention], new: Sequence[Intervention]) -> int | Non
     if len(differ) != 1:
         return None
     one, other = old[differ[0]], new[differ[0]]
-    both = isinstance(one, Steer) and isinstance(other, Steer)
-    return differ[0] if both and replace(one, strength=other.strength) == other else None
+    both = one.strength is not None and other.strength is not None
+    return differ[0] if both and one.at_strength(other.strength) == other else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from transpector.state.errors import InterventionError
@@ -47,6 +48,8 @@ class Intervention:
 
     site: ClassVar[Site]
     verb: ClassVar[str]
+    neutral: ClassVar[float] = 0.0
+    """The strength at which it changes nothing."""
 
     def __post_init__(self):
         for part in fields(self):
@@ -56,6 +59,15 @@ class Intervention:
     def writes(self, spec: "ModelSpec") -> "tuple[Intervention, ...]":
         """The same, one site at a time, in order."""
         return (self,)
+
+    @property
+    def strength(self) -> float | None:
+        """How much of it is done, where that is a number that can be more or less."""
+        return None
+
+    def at_strength(self, strength: float) -> "Intervention":
+        """The same, done as much as that; of what has a strength."""
+        return replace(self, strength=strength)
 
     @property
     def where(self) -> str:
@@ -164,6 +176,54 @@ class Ablate(Intervention):
     @property
     def what(self) -> str:
         return self.how
+
+
+@dataclass(frozen=True)
+class Scale(Intervention):
+    """Multiply what a site holds by a factor."""
+
+    site: Site
+    factor: float
+    verb: ClassVar[str] = "scale"
+    neutral: ClassVar[float] = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "factor", _finite(self.factor, f"Scale {self.site}: a factor"))
+
+    @property
+    def strength(self) -> float:
+        return self.factor
+
+    def at_strength(self, strength):
+        return replace(self, factor=strength)
+
+    def apply(self, whole, source):
+        return self._written(whole, self.factor * whole[(..., *self.site.index)])
+
+    @property
+    def what(self) -> str:
+        return f"× {self.factor:.3g}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Set(Intervention):
+    """Write one number into every entry of a site."""
+
+    site: Site
+    value: float
+    verb: ClassVar[str] = "set"
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "value", _finite(self.value, f"Set {self.site}: a value"))
+
+    def apply(self, whole, source):
+        return self._written(whole, self.value)
+
+    @property
+    def what(self) -> str:
+        return f"to {self.value:.3g}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -300,6 +360,17 @@ class Patch(Intervention):
     @property
     def what(self) -> str:
         return f"from {self.source}" + ("" if self.text is None else f" on “{self.text}”")
+
+
+def _finite(number: float, what: str) -> float:
+    """The number as a float; raises InterventionError, which begins with ``what`` it is, if it is none."""
+    try:
+        given = float(number)
+    except (TypeError, ValueError):
+        given = float("nan")
+    if not isfinite(given):
+        raise InterventionError(f"{what} of {str(number)[:80]} is no finite number. Give one, such as 0.5.")
+    return given
 
 
 def _kept_shape(whole: "Tensor", site: Site) -> tuple[int, ...]:

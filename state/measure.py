@@ -29,20 +29,24 @@ def thumbnails(
     """
     stride = -(-run.n_pos // side)
     maxima = np.zeros((run.model.spec.n_layers, run.model.spec.n_heads), np.float32)
+    pictures = []
     for layer in range(len(maxima)):
         pattern = run.tensor(("pattern", layer)).float()
         # The first query can only attend to itself: its 1 says nothing about the head.
         maxima[layer] = pattern[:, min(1, run.n_pos - 1) :].amax((-1, -2)).cpu().numpy()
-    return np.stack([thumbnails_of(run, layer, side) for layer in range(len(maxima))]), maxima, stride
+        pictures.append(_pooled(pattern, stride))
+    return np.stack(pictures), maxima, stride
 
 
 def thumbnails_of(run: "Run", layer: int, side: int = MAX_SIDE) -> UInt8[np.ndarray, "head side side"]:
     """The same of the heads of one layer, as bytes."""
-    stride = -(-run.n_pos // side)
-    cells = -(-run.n_pos // stride)
-    pattern = run.tensor(("pattern", layer)).float()
+    return _pooled(run.tensor(("pattern", layer)).float(), -(-run.n_pos // side))
+
+
+def _pooled(pattern: Float[Tensor, "head query key"], stride: int) -> UInt8[np.ndarray, "head side side"]:
     if stride > 1:
-        padding = cells * stride - run.n_pos
+        cells = -(-pattern.shape[-1] // stride)
+        padding = cells * stride - pattern.shape[-1]
         pattern = torch.nn.functional.pad(pattern, (0, padding, 0, padding))
         pattern = pattern.unflatten(-1, (cells, stride)).unflatten(-3, (cells, stride)).amax((-1, -3))
     return as_bytes(pattern)
@@ -58,12 +62,6 @@ def strip_patterns(run: "Run", layer: int, head: int) -> UInt8[np.ndarray, "3 qu
     mean = sum(run.tensor(("pattern", at)).float().mean(0) for at in range(run.model.spec.n_layers))
     of_layer = run.tensor(("pattern", layer)).float()
     return as_bytes(torch.stack([of_layer[head], of_layer.mean(0), mean / run.model.spec.n_layers]))
-
-
-def stream_norms(run: "Run") -> Float[np.ndarray, "layer pos"]:
-    """Norm of the residual stream before each layer, by position."""
-    layers = range(run.model.spec.n_layers)
-    return np.stack([run.tensor(("resid_pre", at)).float().norm(dim=-1).cpu().numpy() for at in layers])
 
 
 def part_norms(run: "Run", nodes: Sequence["Node"]) -> dict[str, Float[np.ndarray, " pos"]]:
@@ -118,30 +116,6 @@ def part_values(run: "Run", node: "Node") -> Float[np.ndarray, "pos width"]:
     if node.layer is None:
         raise SiteError(f"{node.id} is not kept. Look at embed and at L0.resid_pre, between which it lies.")
     return run.tensor((node.hook, node.layer)).float().cpu().numpy()
-
-
-def repeats(token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Positions whose token occurred before, and for each the position after its last occurrence."""
-    last: dict[int, int] = {}
-    queries, keys = [], []
-    for position, token in enumerate(token_ids):
-        if token in last:
-            queries.append(position)
-            keys.append(last[token] + 1)
-        last[token] = position
-    return queries, keys
-
-
-def induction_scores(run: "Run") -> Float[np.ndarray, "layer head"]:
-    """Each head's mean attention from a repeated token to the token after its last occurrence; zero if none repeats.
-
-    The induction score of Olsson et al. 2022, "In-context Learning and Induction Heads", on any text.
-    """
-    queries, keys = repeats(run.question.token_ids)
-    scores = np.zeros((run.model.spec.n_layers, run.model.spec.n_heads), np.float32)
-    for layer in range(len(scores) if queries else 0):
-        scores[layer] = run.tensor(("pattern", layer))[:, queries, keys].float().mean(-1).cpu().numpy()
-    return scores
 
 
 def predicted(run: "Run") -> list[tuple[str, float]]:

@@ -188,11 +188,16 @@ class Model:
 
         return self.worker.call(job)
 
-    def complete(self, run: Run, wanted: Iterable[Address]) -> Run:
-        """A run with more activations kept: only their layers are done again. Waits for the worker."""
-        return self.worker.call(lambda: self._completed(self.recall(run.question) or run, frozenset(wanted)))
+    def complete(self, run: Run, wanted: Iterable[Address], *, keep: bool = True) -> Run:
+        """A run with more activations: only their layers are done again. Waits for the worker.
 
-    def _completed(self, run: Run, wanted: frozenset[Address]) -> Run:
+        With ``keep`` they stay with what is known of its question.
+        """
+        return self.worker.call(
+            lambda: self._completed(self.recall(run.question) or run, frozenset(wanted), keep)
+        )
+
+    def _completed(self, run: Run, wanted: frozenset[Address], keep: bool = True) -> Run:
         missing = wanted - run.activations.keys()
         if not missing:
             return run
@@ -207,7 +212,8 @@ class Model:
             run = forward(
                 self, run.question, sources=sources, notes=notes, keep=run.activations.keys() | wanted
             )
-        self.runs.put(self.fingerprint(), run)
+        if keep:
+            self.runs.put(self.fingerprint(), run)
         return run
 
     def sources(

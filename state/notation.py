@@ -6,11 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from transpector.state.errors import InterventionError
-from transpector.state.interventions import Ablate, Freeze, Intervention, Patch, Question, Skip
+from transpector.state.interventions import Ablate, Freeze, Intervention, Patch, Question, Scale, Set, Skip
 from transpector.state.sites import Site
 from transpector.state.steering import Difference, Direction, Steer, TokenVector, Vector
 
-_VERBS: dict[str, type[Intervention]] = {cls.verb: cls for cls in (Ablate, Freeze, Patch, Skip, Steer)}
+_VERBS: dict[str, type[Intervention]] = {
+    cls.verb: cls for cls in (Ablate, Freeze, Patch, Scale, Set, Skip, Steer)
+}
 _DIRECTIONS: dict[str, type[Direction]] = {
     "difference": Difference,
     "token": TokenVector,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # What most views need; 21 MB for 64 tokens of a model of 30 layers × 576.
 KEPT_KINDS = ("resid_pre", "attn_out", "mlp_out", "z", "pattern")
 
+PATTERN_BYTES = 256e6
+"""Of all patterns of a run; where they take more, as for 500 tokens and 270 heads, each is made anew when it is asked for."""
+
 ROWS_OF_LOSS = 16
 
 
@@ -128,7 +131,8 @@ class Run:
         written = any(intervention.site.tensor == address for intervention in self.writes)
         if kind == "resid_mid" and not written and not self.model.wiring.parallel:
             return self.tensor(("resid_pre", layer)) + self.tensor(("attn_out", layer))
-        completed = self.model.complete(self, [address]).activations
+        keep = kind != "pattern" or keeps_patterns(self.model, self.n_pos)
+        completed = self.model.complete(self, [address], keep=keep).activations
         if address not in completed:
             raise SiteError(f"{kind} is never reached in this model, and so has no value.")
         return completed[address]
@@ -169,7 +173,8 @@ def forward(
     ``progress`` told its number.
     """
     began = time.perf_counter()
-    wanted = {a for a in addresses(model.spec.n_layers, KEPT_KINDS) if model.health.can_read(a[0])}
+    kinds = [kind for kind in KEPT_KINDS if kind != "pattern" or keeps_patterns(model, len(question.token_ids))]
+    wanted = {a for a in addresses(model.spec.n_layers, kinds) if model.health.can_read(a[0])}
     wanted |= model.health.extras | {LAST_RESID} | set(keep)
     interventions, entry, known = list(writes(question, model)), None, {}
     if start is not None:
@@ -190,6 +195,12 @@ def forward(
     ms = (time.perf_counter() - began) * 1e3
     first = 0 if start is None else start.layer
     return _with_logits(Run(model, question, activations, ms, tuple(notes), first), logits)
+
+
+def keeps_patterns(model: "Model", n_pos: int) -> bool:
+    """Whether the patterns of a text so long may stay in memory together."""
+    itemsize = getattr(torch, model.spec.dtype).itemsize
+    return model.spec.n_layers * model.spec.n_heads * n_pos**2 * itemsize <= PATTERN_BYTES
 
 
 def writes(question: Question, model: "Model") -> tuple[Intervention, ...]:

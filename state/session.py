@@ -75,7 +75,21 @@ class Session(param.Parameterized):
     selection = param.List(
         default=["L0H0.z"],
         item_type=str,
-        doc="The selected parts of the model's graph, by id, or neurons; a head among them is ``head``.",
+        doc="The selected parts of the model's graph, by id, or neurons, or dimensions of the residual stream; a head "
+        "among them is ``head``.",
+    )
+    heads_by = param.String(
+        doc="What heads are coloured by: a name of ``scores.SCORES``, contributions, similar, drawn, or nothing."
+    )
+    scored_on = param.Selector(
+        default="text",
+        objects=["text", "random"],
+        doc="What heads are scored on: this text, or random tokens written twice.",
+    )
+    drawn = param.List(
+        default=[],
+        item_type=tuple,
+        doc="Cells (query, key) of a pattern drawn by hand, on a grid over the text; heads like it are looked for.",
     )
     notes = param.List(default=[], item_type=Note, doc="Remarks on parts of models.")
     position = param.Integer(default=-1, doc="The selected position; negative ones count from the end.")
@@ -328,22 +342,22 @@ class Session(param.Parameterized):
 
     @property
     def sites(self) -> list[Site]:
-        """The sites of the selected parts, of those that have one; a neuron, which is no part, is one itself."""
+        """The sites of the selected parts, of those that have one; a neuron or a dimension, which is no part, is one itself."""
         if self.model is None:
             return []
         from transpector.state.graph import graph  # brings torch, which is here only once a model is
 
         parts = graph(self.model)
-        found = (parts[id].site if id in parts else self._neuron(id) for id in self.selection)
+        found = (parts[id].site if id in parts else self._unit(id) for id in self.selection)
         return [site for site in found if site is not None]
 
-    def _neuron(self, id: str) -> Site | None:
+    def _unit(self, id: str) -> Site | None:
         try:
             site = Site.parse(id)
             site.check(self.model.spec)
         except TranspectorError:  # a part of another model, or a layer that is folded
             return None
-        return site if site.neuron is not None else None
+        return site if site.is_scalar else None
 
     @property
     def changes(self) -> list[tuple[str, Site]]:

@@ -31,8 +31,10 @@ KINDS = tuple(AXES)
 # q, k and v are read from the same input, so none of them is upstream of another.
 _RANK = {kind: rank for rank, kind in enumerate(KINDS)} | {"k": KINDS.index("q"), "v": KINDS.index("q")}
 
+_OF_THE_STREAM = tuple(kind for kind, axes in AXES.items() if axes[-1] == "d_model")
+
 _PATTERN = re.compile(
-    r"(?:L(?P<layer>\d+)(?:H(?P<head>\d+)|N(?P<neuron>\d+))?\.)?(?P<kind>[a-z_]+)"
+    r"(?:(?=[LD])(?:L(?P<layer>\d+))?(?:H(?P<head>\d+)|N(?P<neuron>\d+)|D(?P<dim>\d+))?\.)?(?P<kind>[a-z_]+)"
     r"(?:@(?:(?P<start>-?\d+)?(?P<colon>:)(?P<stop>-?\d+)?|(?P<position>-?\d+)))?"
 )
 
@@ -43,7 +45,7 @@ class Site:
 
     ``position`` is one position (its axis is dropped), a half-open ``(start, stop)`` range, or None for all;
     negative ones count from the end. For ``scores`` and ``pattern`` it is the query position. ``head`` counts
-    key-value heads for ``k`` and ``v``.
+    key-value heads for ``k`` and ``v``. ``dim`` is a dimension of the residual stream, or of what is added to it.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class Site:
     head: int | None = None
     neuron: int | None = None
     position: int | tuple[int | None, int | None] | None = None
+    dim: int | None = None
 
     def __post_init__(self):
         if self.kind not in AXES:
@@ -65,6 +68,10 @@ class Site:
             raise SiteError(f"{self.kind} has no heads: write 'L{self.layer}.{self.kind}'.")
         if self.neuron is not None and "d_mlp" not in self.axes_of_kind:
             raise SiteError(f"{self.kind} has no neurons: only mlp_pre and mlp_post do.")
+        if self.dim is not None and "d_model" not in self.axes_of_kind:
+            raise SiteError(
+                f"{self.kind} has no dimensions of the residual stream: only {', '.join(_OF_THE_STREAM)} do."
+            )
 
     @classmethod
     def parse(cls, text: "str | Site") -> "Site":
@@ -74,17 +81,18 @@ class Site:
         match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise SiteError(
-                f"{str(text)[:80]!r} is no site. Write it like L5H1.z, L9.mlp_out, L2.resid_pre@-1, L5N311.mlp_post@3 or embed."
+                f"{str(text)[:80]!r} is no site. Write it like L5H1.z, L9.mlp_out, L2.resid_pre@-1, "
+                "L5N311.mlp_post@3, L5D37.resid_pre or embed."
             )
         part = {
             name: int(value)
             for name, value in match.groupdict().items()
             if name not in ("kind", "colon") and value
         }
-        position = part.get("position")
+        ends = part.pop("start", None), part.pop("stop", None)
         if match["colon"]:
-            position = (part.get("start"), part.get("stop"))
-        return cls(match["kind"], part.get("layer"), part.get("head"), part.get("neuron"), position)
+            part["position"] = ends
+        return cls(match["kind"], **part)
 
     def __str__(self) -> str:
         text = "" if self.layer is None else f"L{self.layer}"
@@ -92,6 +100,8 @@ class Site:
             text += f"H{self.head}"
         if self.neuron is not None:
             text += f"N{self.neuron}"
+        if self.dim is not None:
+            text += f"D{self.dim}"
         text += f".{self.kind}" if text else self.kind
         if isinstance(self.position, tuple):
             start, stop = ("" if end is None else str(end) for end in self.position)
@@ -115,6 +125,11 @@ class Site:
         return self.axes_of_kind.index("query" if "query" in self.axes_of_kind else "pos")
 
     @property
+    def is_scalar(self) -> bool:
+        """Whether it holds one number at a position: that of a neuron, or of a dimension."""
+        return self.neuron is not None or self.dim is not None
+
+    @property
     def tensor(self) -> tuple[str, int | None]:
         """The whole activation that this site is a part of: (kind, layer)."""
         return self.kind, self.layer
@@ -136,6 +151,8 @@ class Site:
             index[self._head_axis] = self.head
         if self.neuron is not None:
             index[-1] = self.neuron
+        if self.dim is not None:
+            index[-1] = self.dim
         return tuple(index)
 
     def check(self, spec: "ModelSpec", n_pos: int | None = None) -> None:
@@ -150,6 +167,8 @@ class Site:
             raise SiteError(
                 f"{self}: a layer of this model has neurons 0 to {spec.d_mlp - 1}, not {self.neuron}."
             )
+        if self.dim is not None and not 0 <= self.dim < spec.d_model:
+            raise SiteError(f"{self}: this model has dimensions 0 to {spec.d_model - 1}, not {self.dim}.")
         if n_pos is None or self.position is None:
             return
         if isinstance(self.position, tuple):

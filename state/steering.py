@@ -104,7 +104,7 @@ class TokenVector(Direction):
 
     def check(self, site, model):
         model.text.token_id(self.token)
-        if site.axes_of_kind != ("pos", "d_model"):
+        if site.axes_of_kind != ("pos", "d_model") or site.dim is not None:
             raise InterventionError(
                 f"{site} holds no vector of the residual stream, and a token's {self.of}ding is one. "
                 "Steer resid_pre, resid_mid, attn_out, mlp_out or embed with it."

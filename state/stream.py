@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transpector.state.attribution import EMBED, Felt, backward
-from transpector.state.batch import Ground
+from transpector.state.attribution import EMBED, Felt, backward, ground_of
 from transpector.state.errors import Cancelled, InterventionError, SiteError
 from transpector.state.graph import NORMS
 from transpector.state.metric import Metric
@@ -141,7 +140,7 @@ def gradients(run: "Run", metric: Metric, *, cancelled: Callable[[], bool] = lam
     wanted += [EMBED] if model.health.can_write("embed") else []
     lengths, dots = (np.zeros((n_layers + 1, run.n_pos), np.float32) for _ in range(2))
     of_embed = (None, None)
-    walk = model.worker.call(lambda: backward(_ground(run, metric), wanted))
+    walk = model.worker.call(lambda: backward(ground_of(run, metric), wanted))
     while True:
         if cancelled():
             raise Cancelled
@@ -170,13 +169,6 @@ def _streams(run: "Run") -> list[Float[Tensor, "pos d_model"]]:
 
 def _cosine(a: Float[Tensor, "pos d_model"], b: Float[Tensor, "pos d_model"]) -> Float[np.ndarray, " pos"]:
     return _numbers(torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1).clamp(-1, 1))
-
-
-def _ground(run: "Run", metric: Metric) -> Ground:
-    model, writes = run.model, run.writes
-    sources, _ = model.sources(run.question, writes)
-    run = model.complete(run, {write.source_site.tensor for write in writes if write.reads_here})
-    return Ground(model, run, metric, sources, origin=None, memory=0)
 
 
 def _sizes(felt: Felt | None) -> dict[Address, tuple[np.ndarray, np.ndarray]] | None:

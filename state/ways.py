@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from transpector.state.errors import ModelError
 from transpector.state.health import TOLERANCE
+from transpector.state.known import once_for_weights
 from transpector.state.wiring import LAST_RESID, Address, Pass
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ class HeldNorm:
     gain: Float[Tensor, " d_model"]
     centred: bool = False
 
-    def forth(self, parts: Float[Tensor, "read d_model"], divisor: Tensor | float) -> Tensor:
+    def forth(self, parts: Float[Tensor, "*read d_model"], divisor: Tensor | float = 1.0) -> Tensor:
         """What it makes of parts of the sum that it was given."""
         parts = parts - parts.mean(-1, keepdim=True) if self.centred else parts
         return parts * (self.gain / divisor)
 
-    def back(self, direction: Float[Tensor, " d_model"], divisor: Tensor | float) -> Tensor:
+    def back(self, direction: Float[Tensor, "*read d_model"], divisor: Tensor | float = 1.0) -> Tensor:
         """The direction whose product with a part is that of ``direction`` with what becomes of the part."""
         direction = direction * (self.gain / divisor)
-        return direction - direction.mean() if self.centred else direction
+        return direction - direction.mean(-1, keepdim=True) if self.centred else direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +61,13 @@ class Ways:
     bent: bool
 
 
-_known: "WeakKeyDictionary[Model, tuple[str, Ways]]" = WeakKeyDictionary()
-
-
+@once_for_weights
 def ways(model: "Model") -> Ways:
     """The ways of a model, found once for its weights as they are; on its worker.
 
     Raises ModelError if its logits are not a norm of the residual stream times an unembedding.
     """
-    fingerprint = model.fingerprint()
-    known = _known.get(model)
-    if known is None or known[0] != fingerprint:
-        known = _known[model] = fingerprint, _Probe(model).ways()
-    return known[1]
+    return _Probe(model).ways()
 
 
 def projection(

@@ -163,7 +163,7 @@ class Desk:
 
     def choose(self, label: str, option: str) -> None:
         """Choose from a select."""
-        self.select(label).click()
+        self.select(label).locator("visible=true").click()
         item = self.page.get_by_role("menuitem", name=option, exact=True)
         item.click()
         item.wait_for(state="hidden")  # until the menu has gone, it takes every click on the page

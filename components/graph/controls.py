@@ -9,6 +9,8 @@ from panel.viewable import Viewer
 
 from transpector.components import theme
 from transpector.components.graph.drawing import GROUPS
+from transpector.components.parts.head_colours import choice
+from transpector.components.parts.notice import Notice
 
 _SMALL = {"size": "small", "margin": 0}
 _QUIET = {
@@ -30,6 +32,7 @@ class Controls(Viewer):
         filtered: Callable[[], None],
         found: Callable[[str], None],
         folded: Callable[[], None],
+        dark: Any = False,
         **params: Any,
     ):
         super().__init__(**params)
@@ -61,6 +64,8 @@ class Controls(Viewer):
         self.contributions = pmui.Switch(
             label="Contributions", description=_CONTRIBUTIONS, sx=_SWITCH, **_SMALL
         )
+        self.heads_by = choice(session, 168)
+        self._coloured = Notice(dark=dark)
         self.find.param.watch(lambda event: event.new and found(event.new), "value")
         self.layers.param.watch(lambda event: filtered(), "value_throttled")
         self.parts.param.watch(lambda event: filtered(), "value")
@@ -77,6 +82,10 @@ class Controls(Viewer):
         self.layers.param.update(end=max(1, n_layers - 1), value=(0, n_layers - 1), visible=n_layers > 1)
         self.find.param.update(options=ids, value=None)
         self.parts.value = list(GROUPS)
+
+    def say(self, text: str) -> None:
+        """Say why heads have no colours; nothing if all is well."""
+        self._coloured.text = text
 
     @property
     def shown_layers(self) -> tuple[int, int] | None:
@@ -101,6 +110,8 @@ class Controls(Viewer):
             self.layers,
             self.parts,
             self.fold_all,
+            self.heads_by,
+            self._coloured,
             align_items="center",
             gap=f"{theme.UNIT}px",
             sizing_mode="stretch_width",

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Float
+
 from transpector.components import theme
-from transpector.components.graph.drawing import Drawing
+from transpector.components.graph.drawing import Drawing, card_of
 from transpector.components.graph.pictures import at
 from transpector.state.sites import Site
 
@@ -54,4 +57,30 @@ def rules(
             f"background: {colour}; color: {c.paper}; pointer-events: none; }}"
         )
     out += [f"{at(id)} {{ border-style: dotted; color: {c.muted}; }}" for id in unable]
+    return "\n".join(out)
+
+
+def coloured(values: Float[np.ndarray, "layer head"], top: float, drawing: Drawing, dark: bool) -> str:
+    """The style of heads that have a number each: a strip of its colour at a head, all of a layer's on its card."""
+    scale = theme.palette("diverging", dark)
+    known = np.nan_to_num(values / (top or 1.0)).clip(-1, 1)
+    colours = [[scale[at] for at in row] for row in (128 + 127 * known).round().astype(int)]
+    strip = "position: absolute; border-radius: 2px; pointer-events: none; height: 5px"
+    out = []
+    for layer, of_layer in enumerate(colours):
+        if card_of(layer) in drawing:
+            width = 100 / len(of_layer)
+            stops = ", ".join(
+                f"{colour} {head * width:.2f}% {(head + 1) * width:.2f}%"
+                for head, colour in enumerate(of_layer)
+            )
+            out.append(
+                f'{at(card_of(layer))}::before {{ content: ""; {strip}; left: 10px; right: 10px; top: 28px; '
+                f"background: linear-gradient(to right, {stops}); }}"
+            )
+        for head, colour in enumerate(of_layer):
+            if (id := f"L{layer}H{head}.z") in drawing:
+                out.append(
+                    f'{at(id)}::before {{ content: ""; {strip}; left: 4px; right: 4px; bottom: 2px; background: {colour}; }}'
+                )
     return "\n".join(out)

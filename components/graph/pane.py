@@ -18,6 +18,7 @@ from transpector.components.graph.note_list import NoteList
 from transpector.components.graph.painter import Pictures, paint
 from transpector.components.graph.selection_bar import SelectionBar
 from transpector.components.graph.surface import Surface
+from transpector.components.parts.head_colours import HeadColours, HeadNumbers
 from transpector.components.parts.notice import Notice
 from transpector.state.errors import InterventionError, TranspectorError
 from transpector.state.interventions import Patch
@@ -47,7 +48,7 @@ class ModelGraph(Pane):
         dark = self.param.dark
         self.flow = Flow(self._refuses, self._draw, self._erase, dark=dark)
         self.surface = Surface(self._gesture, dark=dark)
-        self.controls = Controls(session, self._filter, self.go_to, self._fold_all)
+        self.controls = Controls(session, self._filter, self.go_to, self._fold_all, dark=dark)
         self.bar = SelectionBar(session, self._toggle_selected, self._toggle_positions, dark=dark)
         self.notes = NoteList(self.go_to, session.annotate, dark=dark)
         self.contributions = Contributions(session, self._decorate)
@@ -63,6 +64,8 @@ class ModelGraph(Pane):
             session.param.watch(lambda event: self._list_notes(), ["notes", "model"]),
             session.param.watch(lambda event: self._weigh(), ["run", "metric"]),
         ]
+        self._heads: HeadNumbers | None = None  # what heads are coloured by
+        self.colours = HeadColours(session, self._colour_heads, in_view=self.param.in_view)
         self.controls.from_b.param.watch(lambda event: self.refresh(), "value")
         self.controls.contributions.param.watch(lambda event: self._weigh(), "value")
         self.param.watch(lambda event: self.refresh(), "dark")
@@ -75,6 +78,7 @@ class ModelGraph(Pane):
         """Stop watching the session."""
         super().close()
         self.controls.close()
+        self.colours.close()
         self.contributions.forget()
         for watcher in self._more:
             self.session.param.unwatch(watcher)
@@ -146,7 +150,8 @@ class ModelGraph(Pane):
         noted = filter(None, (self._box_of(note.node) for note in self._notes_here()))
         rules = marks.rules(states, noted, unable, self.drawing, self.dark)
         weights = self.contributions.rules(self.drawing, self.dark)
-        self.surface.css = "\n".join((self._pictures.css, rules, weights))
+        heads = "" if self._heads is None else marks.coloured(*self._heads[:2], self.drawing, self.dark)
+        self.surface.css = "\n".join((self._pictures.css, rules, weights, heads))
         self._refusal.text = self.contributions.trouble or self._refusal.text
         self._selection_changed()
 
@@ -157,6 +162,11 @@ class ModelGraph(Pane):
         else:
             self.contributions.forget()
             self._decorate()
+
+    def _colour_heads(self, numbers: HeadNumbers | None, reason: str) -> None:
+        self._heads = numbers
+        self.controls.say(reason)
+        self._decorate()
 
     def _lines(self) -> list[Line]:
         lines = []

@@ -1,5 +1,6 @@
 """Part: what is selected in the graph, in full: its values, their norm by position, what it does to the logits."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from transpector.components.parts.promoted_tokens import PromotedTokens
 from transpector.components.parts.site_actions import SiteActions
 from transpector.components.parts.token_bars import TokenBars
 from transpector.state.errors import SiteError, TranspectorError
+from transpector.state.interventions import Scale, Set
 from transpector.state.sites import Site
 
 N_LARGEST = 6
@@ -27,9 +29,9 @@ _POOLED = "each column: the largest of {} dimensions"
 
 
 class PartInspector(Pane):
-    """The first selected part of the model's graph, or the selected neuron, and buttons that change it."""
+    """The first selected part of the model's graph, or the selected neuron or dimension, and buttons that change it."""
 
-    reads: ClassVar = ("run", "selection", "position")
+    reads: ClassVar = ("run", "baseline", "selection", "position")
 
     def __init__(self, session: Any, **params: Any):
         super().__init__(session, **params)
@@ -38,9 +40,12 @@ class PartInspector(Pane):
         self._what = Notice(dark=dark)
         self._where = Notice(dark=dark, tone="heading")
         self._pooled = Notice(dark=dark)
-        self.actions = SiteActions(session, self._sites)
+        more = {"Scale": lambda site: Scale(site, 2.0), "Set": self._set}
+        self.actions = SiteActions(session, lambda: session.sites, more=more)
+        self._far: dict[Site, float] = {}  # what the neuron or dimension that is shown is set to
         for button in self.actions.buttons:
             button.sizing_mode = "stretch_width"
+        self._more = self._row(self.actions.buttons[4:], visible=False)
         self._tokens = PromotedTokens(DIRECT, dark=dark, visible=False)
         self._largest_title = Notice(dark=dark, tone="heading")
         self._largest = TokenBars(dark=dark)
@@ -81,18 +86,19 @@ class PartInspector(Pane):
         plot.yaxis.ticker.desired_num_ticks = 4
         return plot
 
-    def _sites(self) -> list[Site]:
-        neuron = _neuron(self.session.selection)
-        return self.session.sites if neuron is None else [neuron]
+    def _set(self, site: Site) -> Set:
+        if site not in self._far:
+            raise SiteError(f"{site} is not shown yet. Set it once it is.")
+        return Set(site, self._far[site])
 
-    def measure(self, run: Any, selection: list[str], position: int) -> dict[str, Any]:
+    def measure(self, run: Any, baseline: Any, selection: list[str], position: int) -> dict[str, Any]:
         from transpector.state import measure
         from transpector.state.graph import NORMS, graph
 
-        parts, neuron = graph(run.model), _neuron(selection)
+        parts, scalar = graph(run.model), _scalar(selection)
         at = min(position, run.n_pos - 1)
-        if neuron is not None and f"L{neuron.layer}.{neuron.kind}" in parts:
-            return self._of_neuron(run, parts[f"L{neuron.layer}.{neuron.kind}"], neuron, at)
+        if scalar is not None and (whole := str(Site(*scalar.tensor))) in parts:
+            return self._of_scalar(run, baseline, parts[whole], scalar, at)
         ids = [id for id in selection if id in parts]
         if len(selection) != 1 or not ids:
             what = "" if ids else "A whole layer: unfold it to see its parts."
@@ -123,23 +129,33 @@ class PartInspector(Pane):
         what = "N" if node.kind.startswith("mlp_p") else "token " if node.kind == "unembed" else "dim "
         return numbers | {"of": what}
 
-    def _of_neuron(self, run: Any, layer: Any, neuron: Site, at: int) -> dict[str, Any]:
-        """What there is to say of one neuron of a layer."""
-        numbers = {
-            "title": f"L{neuron.layer}N{neuron.neuron}",
-            "what": f"{layer.hook}, neuron {neuron.neuron:,} of {run.model.spec.d_mlp:,}",
-            "tokens": visible(run.tokens),
-        }
+    def _of_scalar(self, run: Any, baseline: Any, part: Any, site: Site, at: int) -> dict[str, Any]:
+        """What there is to say of one neuron or dimension of a part."""
+        spec = run.model.spec
+        if site.neuron is not None:
+            title, which = f"L{site.layer}N{site.neuron}", f"neuron {site.neuron:,} of {spec.d_mlp:,}"
+        else:
+            title, which = str(replace(site, position=None)), f"dimension {site.dim:,} of {spec.d_model:,}"
+        numbers = {"title": title, "what": f"{part.hook}, {which}", "tokens": visible(run.tokens)}
         try:
-            values = run.activation(neuron)
+            site.check(spec, run.n_pos)
+            values, before = (each.activation(replace(site, position=None)) for each in (run, baseline))
         except TranspectorError as error:
             return numbers | {"what": f"{numbers['what']}. {error}"}
-        where = f"{_where(run, at)}: {short(float(values[at]), signed=True)}"
-        return numbers | {"where": where, "activation": values} | _promoted(run, neuron, at)
+        at = site.position if isinstance(site.position, int) else at
+        numbers["where"] = f"{_where(run, at)}: {short(float(values[at]), signed=True)}"
+        numbers |= {"activation": values, "far": {site: float(f"{2 * np.abs(before).max():.2g}") or 1.0}}
+        return numbers | _promoted(run, site, at)
 
     def show(self, numbers: dict[str, Any]) -> None:
         self._title.text, self._what.text = numbers["title"], numbers["what"]
         self.actions.offer()
+        self._far = numbers.get("far", {})
+        self._more.visible = bool(self._far)
+        for far in self._far.values():
+            self.actions.buttons[
+                -1
+            ].description = f"Write {short(far)} into it, twice as far from zero as it gets by itself"
         self._where.text = numbers.get("where", "")
         self._tokens.visible = "up" in numbers or "hidden" in numbers
         if "up" in numbers:
@@ -178,13 +194,17 @@ class PartInspector(Pane):
         theme.paint(self.figure, self.dark)
         self._mapper.palette = theme.palette("diverging", self.dark)
 
+    def _row(self, buttons: list[Any], **params: Any) -> pn.Row:
+        return pn.Row(*buttons, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}, **params)
+
     def __panel__(self) -> Any:
-        buttons, gap = self.actions.buttons, {"gap": f"{theme.UNIT}px"}
+        buttons = self.actions.buttons
         return pn.Column(
             self._title,
             self._what,
-            pn.Row(*buttons[:2], sizing_mode="stretch_width", styles=gap),
-            pn.Row(*buttons[2:], sizing_mode="stretch_width", styles=gap),
+            self._row(buttons[:2]),
+            self._row(buttons[2:4]),
+            self._more,
             pn.pane.Bokeh(self.figure, sizing_mode="stretch_width"),
             self._pooled,
             self._where,
@@ -195,17 +215,17 @@ class PartInspector(Pane):
             self._norm,
             self._scale,
             sizing_mode="stretch_width",
-            styles=gap,
+            styles={"gap": f"{theme.UNIT}px"},
         )
 
 
-def _neuron(selection: list[str]) -> Site | None:
-    """The one neuron that is selected, which is no part of the graph."""
+def _scalar(selection: list[str]) -> Site | None:
+    """The one neuron or dimension that is selected, which is no part of the graph."""
     try:
         site = Site.parse(selection[0]) if len(selection) == 1 else None
     except SiteError:  # a part that is no site, or a whole layer
         return None
-    return None if site is None or site.neuron is None else site
+    return site if site is not None and site.is_scalar else None
 
 
 def _where(run: Any, position: int) -> str:

@@ -15,7 +15,7 @@ N_COLOURS = 511
 MOST_TICKS = 6
 MILLION = 999_500  # and what is rounded to it
 
-Kind = Literal["log", "signed", "cosine"]
+Kind = Literal["log", "signed", "cosine", "share"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Scale:
     """The ends of the colours, and how many of all numbers lie beyond them, in the colour of the end.
 
     ``log`` is for sizes, and begins at the page's colour; ``signed`` is about zero, and ``cosine`` from −1 to 1, where
-    the colour follows the angle: streams of neighbouring layers differ by little.
+    the colour follows the angle: streams of neighbouring layers differ by little. ``share`` is from nothing up.
     """
 
     kind: Kind
@@ -70,6 +70,8 @@ class Scale:
         """Numbers along the scale, by where they lie on it."""
         if self.kind == "cosine":
             numbers = [-1, -0.5, 0, 0.5, 1]
+        elif self.kind == "share":
+            numbers = [at * self.high / 4 for at in range(5)]
         elif self.kind == "signed":
             step = _step(self.high)
             numbers = [at * step for at in range(-2, 3) if abs(at * step) <= self.high]
@@ -98,7 +100,7 @@ class Scale:
 
     def palette(self, dark: bool) -> list[str]:
         """Its colours, `#rrggbb`."""
-        if self.kind == "log":
+        if self.kind in ("log", "share"):
             return theme.palette("sequential", dark)
         if self.kind == "signed":
             return palette(dark)

@@ -1,6 +1,6 @@
-"""Site actions: buttons that ablate, freeze or patch the sites at hand."""
+"""Site actions: buttons that change the sites at hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import panel_material_ui as pmui
@@ -11,6 +11,8 @@ from transpector.state.errors import TranspectorError
 from transpector.state.interventions import Ablate, Freeze, Intervention, Patch
 from transpector.state.sites import Site
 
+Make = Callable[[Site], Intervention]
+
 _LOOKS = {
     "Zero": (theme.ICONS["ablated"], "Set it to zero"),
     "Mean": ("functions", "Set it to its mean over the positions of the baseline"),
@@ -19,19 +21,28 @@ _LOOKS = {
         "Hold the value it has now, while the text or other interventions change",
     ),
     "Patch": (theme.ICONS["patched"], "Write into it what it holds on text B"),
+    "Scale": ("tune", "Multiply it by 2; slide the factor in the table"),
+    "Set": ("edit", "Write a number into it"),
 }
 
 
 class SiteActions:
-    """Four buttons on one session; ``sites`` says what they change when they are pressed."""
+    """Four buttons on one session, and ``more``; ``sites`` says what they change when they are pressed."""
 
-    def __init__(self, session: Any, sites: Callable[[], list[Site]], icons_only: bool = False):
+    def __init__(
+        self,
+        session: Any,
+        sites: Callable[[], list[Site]],
+        icons_only: bool = False,
+        more: Mapping[str, Make] | None = None,
+    ):
         self.session, self._sites, self._icons_only = session, sites, icons_only
-        self.makes: dict[str, Callable[[Site], Intervention]] = {
+        self.makes: dict[str, Make] = {
             "Zero": Ablate,
             "Mean": lambda site: Ablate(site, "mean"),
             "Freeze": Freeze,
             "Patch": lambda site: Patch(site, site, self.session.text_b),
+            **(more or {}),
         }
         """What each button makes of a site."""
         self.buttons = [self._button(label) for label in self.makes]
@@ -45,7 +56,8 @@ class SiteActions:
         unable = no_model or not self._able()
         for button in self.buttons:
             button.disabled = unable
-        self.buttons[-1].param.update(
+        patch = self.buttons[list(self.makes).index("Patch")]
+        patch.param.update(
             disabled=unable or not session.text_b,
             description=_LOOKS["Patch"][1] if session.text_b else "Type a text B first",
         )

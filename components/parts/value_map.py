@@ -37,11 +37,20 @@ class ValueMap(EffectFigure):
     x_axis_location = "above"
 
     def __init__(
-        self, clicked: Callable[[int, int], None], name: str, *, square: bool = False, **params: Any
+        self,
+        clicked: Callable[[int, int], None],
+        name: str,
+        *,
+        square: bool = False,
+        scale: Scale | None = None,
+        **params: Any,
     ):
-        """``name`` is that of the column of numbers, row by row."""
+        """``name`` is that of the column of numbers, row by row; ``scale`` the one that is first drawn on, if known.
+
+        A figure that is still being laid out in the browser can't take another: what is drawn with it is lost.
+        """
         self._name, self._is_square, self._shape = name, square, (0, 0)
-        self._scale = Scale("signed", -1.0, 1.0)
+        self._scale = scale or Scale("signed", -1.0, 1.0)
 
         def tapped(x: float, y: float) -> None:
             row, column = int(np.floor(y)), int(np.floor(x))
@@ -73,10 +82,12 @@ class ValueMap(EffectFigure):
                 },
             )
         )
-        self._ticker = FixedTicker(ticks=[])
+        ticks = self._scale.ticks
+        self._ticker = FixedTicker(ticks=[*ticks])
         self._bar = ColorBar(
             color_mapper=self._mapper,
             ticker=self._ticker,
+            major_label_overrides=ticks,
             padding=0,
             margin=8 if self._is_square else 16,
             background_fill_color=None,

@@ -125,6 +125,18 @@ def test_all_heads_of_a_layer_promote_what_their_sum_does(ask, reference_model):
     expect_ranked(run, direct.promoted(run, "L1.z", k=3), by_hand.logits(by_hand.heads(1).sum(0)))
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_one_dimension_of_the_stream_promotes_what_it_does_alone(ask, reference_model, kind):
+    run = ask(kind)
+    by_hand = DirectEffects(reference_model(kind), IDS, 6)
+    whole = by_hand.stream("resid_pre", 1)
+    alone = torch.zeros_like(whole)
+    alone[..., 7] = whole[..., 7]
+    expect_ranked(run, direct.promoted(run, "L1D7.resid_pre", 6, k=3), by_hand.logits(alone))
+    up, down = direct.promoted_everywhere(run, "L1D7.resid_pre", k=3)
+    assert up.values.shape == down.values.shape == (run.n_pos, 3)
+
+
 def test_a_part_of_the_graph_promotes_what_its_site_does(ask, reference_model):
     run, parts = ask("llama"), graph(ask("llama").model)
     assert direct.promoted(run, parts["L1H2.z"], 4) == direct.promoted(run, "L1H2.z", 4)

@@ -44,6 +44,22 @@ def ids_of(session):
     return session.question.token_ids
 
 
+def scaled(index, factor):
+    def write(value):
+        value[index] = factor * value[index]
+        return value
+
+    return write
+
+
+def filled(index, number):
+    def write(value):
+        value[index] = number
+        return value
+
+    return write
+
+
 def zeroed(index):
     def write(value):
         value[index] = 0
@@ -122,6 +138,11 @@ def _cases(hf_model, ids, other, d_model):
         (tp.Ablate("L1H2.z", "mean"), {("z", 1): averaged}),
         (tp.Ablate("L1H2.pattern"), {("pattern", 1): zeroed(2)}),
         (tp.Ablate("embed@0"), {("embed", None): zeroed(0)}),
+        (tp.Scale("L1H2.z", -4), {("z", 1): scaled((slice(None), 2), -4)}),
+        (tp.Scale("L1D5.resid_pre@3:", 6), {("resid_pre", 1): scaled((slice(3, None), 5), 6)}),
+        (tp.Scale("L1H2.pattern", 3), {("pattern", 1): scaled(2, 3)}),
+        (tp.Set("L2N7.mlp_post", 9), {("mlp_post", 2): filled((slice(None), 7), 9)}),
+        (tp.Set("L1D5.attn_out@-1", 9), {("attn_out", 1): filled((n - 1, 5), 9)}),
         (tp.Freeze("L0.mlp_out"), {("mlp_out", 0): frozen}),
         (tp.Patch("L1H1.z", "L1H1.z", "other"), {("z", 1): patched}),
         (tp.Patch("L2H0.z", "L1H3.z"), {("z", 1): noted, ("z", 2): taken}),
@@ -130,7 +151,7 @@ def _cases(hf_model, ids, other, d_model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", range(13))
+@pytest.mark.parametrize("case", range(18))
 def test_an_intervention_means_the_same_for_every_new_token(ask, reference_model, kind, case):
     hf_model = reference_model(kind)
     plain = ask(kind)
@@ -144,6 +165,14 @@ def test_an_intervention_means_the_same_for_every_new_token(ask, reference_model
         intervention = tp.Patch(intervention.target, intervention.source, other_text)
     generation = tp.generate(ask(kind, intervention), N_NEW).result(60)
     assert generation.new_ids == continued(hf_model, ids, write)
+
+
+def test_scores_are_scaled_for_every_new_token_and_what_is_hidden_stays_so(ask, reference_model):
+    session = ask("llama", tp.Scale("L1.scores", -5))
+    write = {("scores", 1): scaled(slice(None), -5)}
+    expected = continued(reference_model("llama"), ids_of(session), write)
+    assert tp.generate(session, N_NEW).result(60).new_ids == expected
+    assert tp.generate(session, N_NEW, baseline=True).result(60).new_ids != expected
 
 
 def test_what_is_done_twice_is_done_twice_to_every_new_token(ask, reference_model):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from transpector.state.history import History
-from transpector.state.interventions import Ablate
+from transpector.state.interventions import Ablate, Scale
 from transpector.state.steering import Steer
 
 A, B, C = Ablate("L0H0.z"), Ablate("L0H1.z"), Ablate("L0H2.z")
@@ -66,6 +66,16 @@ def test_rewriting_changes_every_list():
     assert [i.enabled for i in history.now] == [False, False]
     assert [i.enabled for i in history.step(-1)] == [False]
     assert history.can_redo
+
+
+def test_a_factor_being_set_is_one_step():
+    history = History()
+    for factor in (2, 1.5, 1, 0.5):
+        history.push([A, Scale("L0H1.z", factor)])
+    history.push([A, Scale("L0H2.z", 0.5)])
+    assert history.step(-1) == (A, Scale("L0H1.z", 0.5))
+    assert history.step(-1) == (A, Scale("L0H1.z", 2))
+    assert history.step(-1) == ()
 
 
 def test_one_strength_being_set_is_one_step_and_two_are_two():

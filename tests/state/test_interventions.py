@@ -9,7 +9,7 @@ import torch
 from random_models import random_model
 from reference import forward
 from transpector.state.errors import InterventionError, SiteError, TextError
-from transpector.state.interventions import Ablate, Freeze, Patch, Question, active
+from transpector.state.interventions import Ablate, Freeze, Patch, Question, Scale, Set, active
 from transpector.state.notation import from_json, to_json
 from transpector.state.sites import Site
 
@@ -23,6 +23,11 @@ EVERY_SORT = [
     Patch("L2.resid_pre@-1", "L0.mlp_out@3"),
     Patch("L1N3.mlp_post", "L1N3.mlp_post", text='a "text" ‹\n👍'),
     Patch("L1H0.z", source="L2H0.z", text=""),
+    Patch("L2D3.resid_pre", "L0D3.mlp_out"),
+    Scale("L1H2.z@-1", 0.5),
+    Scale("L5D37.resid_pre", -1, name="flip", enabled=False),
+    Set("D3.embed@2:5", 3.14159),
+    Set("L1N3.mlp_post", -1e-5),
 ]
 
 
@@ -59,6 +64,9 @@ NO_JSON = {
     "a list in a list": "[[]]",
     "a broken question": '[{"do": "freeze", "site": "L0.z", "held": {"token_ids": ["x"], "interventions": [], "bos": false}}]',
     "half a question": '[{"do": "freeze", "site": "L0.z", "held": {"token_ids": [1]}}]',
+    "no factor": '[{"do": "scale", "site": "L0.z"}]',
+    "a factor that is no number": '[{"do": "scale", "site": "L0.z", "factor": "much"}]',
+    "a value beyond all": '[{"do": "set", "site": "L0.z", "value": Infinity}]',
     "a downstream source": '[{"do": "patch", "target": "L0.z", "source": "L1.z"}]',
 }
 
@@ -92,6 +100,14 @@ def test_a_question_holds_only_what_is_switched_on():
         (lambda: Patch("L1.z", "L1.attn_out"), InterventionError, "not upstream"),
         (lambda: Patch("L1.q", "L1.k"), InterventionError, "not upstream"),
         (lambda: Patch("embed", "L0.resid_pre"), InterventionError, "not upstream"),
+        (
+            lambda: Scale("L1.z", float("nan")),
+            InterventionError,
+            "Scale L1.z: a factor of nan is no finite number",
+        ),
+        (lambda: Scale("L1.z", None), InterventionError, "a factor of None is no finite number. Give one"),
+        (lambda: Set("L1.z", float("-inf")), InterventionError, "Set L1.z: a value of -inf is no finite"),
+        (lambda: Set("L1.z", "three"), InterventionError, "a value of three is no finite"),
     ],
 )
 def test_what_can_never_be_is_refused_when_it_is_made(make, error, message):
@@ -117,6 +133,8 @@ def ask(lm, *interventions, text=TEXT):
     [
         ([Ablate("L7.z")], SiteError, "layers 0 to 2, not 7"),
         ([Ablate("L0H9.z")], SiteError, "heads 0 to 3, not 9"),
+        ([Scale("L0D48.resid_pre", 2)], SiteError, "this model has dimensions 0 to 47, not 48"),
+        ([Set("L0N80.mlp_post", 2)], SiteError, "neurons 0 to 79, not 80"),
         ([Ablate("L0.z@99")], SiteError, "L0.z@99: this text has positions 0 to"),
         ([Ablate("L0.z@99", enabled=True), Ablate("L0.z")], SiteError, "positions"),
         ([Patch("L2.z", "L1.z@99")], SiteError, "L1.z@99: this text has positions 0 to"),
@@ -127,6 +145,11 @@ def ask(lm, *interventions, text=TEXT):
             [Patch("L2.z", "L1.resid_pre")],
             InterventionError,
             r"the target has shape \(\d+, 4, 12\), the source \(\d+, 48\)",
+        ),
+        (
+            [Patch("L2D3.resid_pre", "L1.resid_pre")],
+            InterventionError,
+            r"the target has shape \((\d+),\), the source \(\1, 48\)",
         ),
         (
             [Patch("L2.z", "L2.z", "Paris London")],
@@ -232,6 +255,111 @@ def test_a_freeze_of_one_position_follows_the_end_of_the_text_without_a_note(lm)
     assert run.notes == ()
 
 
+EVERYWHERE = slice(None)
+SITES = {
+    "L1H2.z": (EVERYWHERE, 2),
+    "L1H2.z@-1": (-1, 2),
+    "L2N7.mlp_post": (EVERYWHERE, 7),
+    "L2N7.mlp_post@3": (3, 7),
+    "L1D5.resid_pre": (EVERYWHERE, 5),
+    "L1D5.resid_pre@2:5": (slice(2, 5), 5),
+    "D5.embed@-2": (-2, 5),
+    "L1D5.attn_out": (EVERYWHERE, 5),
+    "L1D5.resid_mid@-1": (-1, 5),
+    "L2D47.mlp_out": (EVERYWHERE, 47),
+    "L1H1.k@1:": (slice(1, None), 1),
+    "L1H2.scores": (2,),
+    "L1H2.scores@4": (2, 4),
+    "L1H2.pattern@4": (2, 4),
+}
+"""What a site is of the whole activation, by hand."""
+
+
+def scaled(index):
+    def write(value):
+        value[index] = -1.5 * value[index]
+        return value
+
+    return write
+
+
+def filled(index):
+    def write(value):
+        value[index] = 2.5
+        return value
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("address", SITES)
+@pytest.mark.parametrize(
+    ("make", "by_hand"),
+    [(lambda site: Scale(site, -1.5), scaled), (lambda site: Set(site, 2.5), filled)],
+    ids=["scale", "set"],
+)
+def test_scaling_and_setting_equal_plain_pytorch(random_lm, reference_model, kind, address, make, by_hand):
+    lm, hf_model = random_lm(kind), reference_model(kind)
+    intervention, ids = make(address), lm.tokenize(TEXT)
+    run = lm.run(Question(ids, (intervention,)))
+    write = {intervention.site.tensor: by_hand(SITES[address])}
+    expected = forward(hf_model, ids, write).logits
+    assert (run.logits - expected).abs().max() <= 1e-4 * max(1, expected.abs().max())
+    assert (expected - forward(hf_model, ids).logits).abs().max() > 1e-3
+    if intervention.site.kind == "scores":
+        assert not run.activation("L1H2.pattern")[torch.ones(len(ids), len(ids)).triu(1).bool()].any()
+
+
+def test_scaling_comes_after_what_stands_before_it_in_the_list(lm):
+    run = ask(lm, Set("L1H2.z", 2), Scale("L1H2.z@3", 0.5), Scale("L1H2.z@3", 3))
+    assert (run.activation("L1H2.z@3") == 3).all() and (run.activation("L1H2.z@2") == 2).all()
+    assert torch.equal(ask(lm, Scale("L1H2.z", 0)).logits, ask(lm, Ablate("L1H2.z")).logits)
+    assert torch.equal(ask(lm, Scale("L1.resid_mid", 1)).logits, ask(lm).logits)
+
+
+@pytest.mark.parametrize(
+    "intervention", [Ablate("L1D5.resid_pre"), Ablate("L1D5.resid_pre@3", "mean"), Freeze("L1D5.resid_mid")]
+)
+def test_one_dimension_is_changed_and_the_others_are_not(lm, intervention):
+    site = intervention.site
+    before, now = (ask(lm, Ablate("L0.z"), *more).activation(str(site)) for more in ((), (intervention,)))
+    whole = Site(*site.tensor)
+    plain = ask(lm).activation(str(site))
+    wanted = {"freeze": plain, "ablate": 0 * plain}[intervention.verb]
+    if intervention == Ablate("L1D5.resid_pre@3", "mean"):
+        wanted = ask(lm).activation("L1D5.resid_pre").mean()
+    assert abs(now - wanted).max() <= 1e-5 and abs(now - before).max() > 1e-2
+    others = torch.arange(48) != 5
+    before, now = (ask(lm, Ablate("L0.z"), *more).activation(whole) for more in ((), (intervention,)))
+    assert abs(now - before)[:, others].max() <= 1e-5
+
+
+def test_one_dimension_is_patched_from_another_and_from_another_text(lm, reference_model):
+    hf_model, ids = reference_model("llama"), lm.tokenize(TEXT)
+    other = "my music is in the house of it"
+    from_other = forward(hf_model, lm.tokenize(other)).activations["resid_pre", 1][:, 5]
+    held = forward(hf_model, ids).activations["mlp_out", 0][:, 7]
+    for patch, value in (
+        (Patch("L1D5.resid_pre", "L1D5.resid_pre", other), from_other),
+        (Patch("L1D5.resid_pre", "L0D7.mlp_out"), held),
+    ):
+
+        def write(whole, value=value):
+            whole[:, 5] = value
+            return whole
+
+        expected = forward(hf_model, ids, {("resid_pre", 1): write}).logits
+        assert (ask(lm, patch).logits - expected).abs().max() <= 1e-4
+
+
+def test_a_factor_is_a_strength_and_most_interventions_have_none():
+    scale = Scale("L1H2.z", 2, name="more")
+    assert (scale.strength, scale.neutral) == (2, 1)
+    assert (scale.at_strength(-0.5), scale.at_strength(-0.5).name) == (Scale("L1H2.z", -0.5), "more")
+    assert {i.strength for i in EVERY_SORT if i.verb != "scale"} == {None}
+
+
 def test_every_intervention_says_what_it_does():
     assert [replace(i).what for i in EVERY_SORT[:5]] == ["zero", "mean", "hold", "hold", "from L0.mlp_out@3"]
+    assert [i.what for i in EVERY_SORT[-4:]] == ["× 0.5", "× −1", "to 3.14", "to −1e−05"]
     assert Patch("L0.z", "L0.z", "Paris").what == "from L0.z on “Paris”"

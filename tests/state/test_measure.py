@@ -4,25 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from random_models import random_model
 from reference import forward
 from transpector.state import measure
 from transpector.state.interventions import Ablate, Question
 
 TOLERANCE = 1e-4
 IDS = list(range(3, 14))
-
-
-@pytest.fixture(scope="module")
-def reference_model():
-    models = {}
-
-    def model(kind):
-        if kind not in models:
-            models[kind] = random_model(kind)
-        return models[kind]
-
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +92,3 @@ def test_next_tokens_stand_beside_the_baseline_s(ask, reference_model):
         assert (piece,) == run.model.pieces([token_id])
         assert now == pytest.approx(float(run.logits[-1].softmax(-1)[token_id]), abs=1e-6)
         assert then == pytest.approx(float(before[token_id]), abs=TOLERANCE)
-
-
-def test_an_induction_score_is_the_attention_to_what_followed_the_last_time(ask, reference_model):
-    ids = [5, 9, 7, 5, 9, 30, 7, 7, 5]
-    patterns = forward(reference_model("llama"), ids).activations
-    # (query, key): 5 -> after the first 5, and so on; the second 7 in a row attends to itself.
-    pairs = [(3, 1), (4, 2), (6, 3), (7, 7), (8, 4)]
-    expected = [
-        [np.mean([float(patterns["pattern", layer][head, q, k]) for q, k in pairs]) for head in range(4)]
-        for layer in range(3)
-    ]
-    assert measure.induction_scores(ask("llama", ids)) == pytest.approx(np.array(expected), abs=TOLERANCE)
-    assert not measure.induction_scores(ask("llama", [5, 6, 7])).any()

@@ -107,7 +107,8 @@ def test_a_bridge_without_a_tokenizer_is_refused(bridge_of):
 
 
 def test_equal_models_have_equal_fingerprints(random_directory, tmp_path):
-    lm = tp.load_model(str(random_directory("gpt2")))  # the shared one's weights may have been changed and restored
+    # Not the one that tests share, whose weights may have been changed and restored.
+    lm = tp.load_model(str(random_directory("gpt2")))
     assert lm.fingerprint() == tp.load_model(str(random_directory("gpt2"))).fingerprint()
     random_models.save("gpt2", tmp_path / "gpt2", seed=1)
     assert lm.fingerprint() != tp.load_model(str(tmp_path / "gpt2")).fingerprint()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import transpector as tp
-from transpector.state import hub
+from transpector.state import heads, hub
 from transpector.state.interventions import Question
 
 pytestmark = pytest.mark.network
@@ -71,3 +71,9 @@ def test_without_the_values_of_head_8_of_layer_0_the_loss_is_higher(gpt2):
     without = Question(question.token_ids, (tp.Ablate("L0H8.v"),), True)
     assert gpt2.run(question).loss.mean() == pytest.approx(3.999, abs=1e-3)
     assert gpt2.run(without).loss.mean() == pytest.approx(4.117, abs=1e-3)
+
+
+def test_the_induction_heads_and_the_previous_token_head_are_found(gpt2):
+    found = heads.attention_scores(gpt2.run(heads.repeated_random(gpt2, 50, bos=True)))
+    assert {(5, 5), (6, 9)} <= {(layer, head) for layer, head, _ in found.top("induction", 5)}
+    assert found.top("previous_token", 1)[0][:2] == (4, 11)

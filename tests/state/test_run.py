@@ -10,8 +10,9 @@ from random_models import random_model
 from reference import forward
 from transpector.state.cache import RunCache
 from transpector.state.errors import Cancelled, SiteError
-from transpector.state.interventions import Ablate, Freeze, Question
-from transpector.state.run import KEPT_KINDS
+from transpector.state.interventions import Ablate, Freeze, Patch, Question
+from transpector.state.measure import strip_patterns, thumbnails
+from transpector.state.run import KEPT_KINDS, keeps_patterns
 from transpector.state.sites import KINDS, Site
 
 IDS = [3, 4, 5, 6, 7, 8, 9]
@@ -282,3 +283,109 @@ def test_a_run_with_its_embedding_held_tells_what_it_did_not_keep(random_lm):
     frozen = Question(IDS, (Freeze("embed", Question([5] * len(IDS))),))
     plain = lm.run(Question([5] * len(IDS)))
     assert np.abs(lm.run(frozen).activation("L1.q") - plain.activation("L1.q")).max() <= 1e-5
+
+
+# Patterns that are too large to be kept
+
+
+def patterns_kept(lm):
+    return [at for run in lm.runs._runs.values() for at in run.activations if at[0] == "pattern"]
+
+
+def text_of(lm, ids):
+    """A text of as many tokens, to patch from."""
+    text = lm.text.decode(ids[::-1])
+    assert len(lm.tokenize(text)) == len(ids)
+    return text
+
+
+def changes(lm, ids):
+    """Interventions that a pattern is read under: none, upstream, on patterns themselves, and from other runs."""
+    text, other = text_of(lm, ids), Question(ids[::-1])
+    yield ()
+    yield (Ablate("L0H1.z"), Ablate("embed@2"))
+    yield (Ablate("L1H2.pattern", "mean"),)
+    yield (Patch("L1H0.pattern", "L1H2.pattern", text),)
+    yield (Patch("L0.pattern", "L2.pattern", text), Ablate("L1.mlp_out"))
+    yield (Freeze("L1.pattern", other), Ablate("L0.attn_out"))
+    yield (Patch("L2H1.pattern", "L1H3.pattern"),)
+
+
+def seen_of(lm, interventions, ids):
+    run = lm.run(Question(ids, interventions))
+    patterns = np.stack([run.pattern(layer, head) for layer in range(3) for head in range(lm.spec.n_heads)])
+    small, maxima, _ = thumbnails(run, side=3)
+    return run, patterns, small, maxima, strip_patterns(run, 1, 2), run.logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma2", "opt", "gptj", "bloom", "odd"])
+def test_patterns_that_are_not_kept_are_made_anew_and_are_the_same(random_lm, request, monkeypatch, kind):
+    lm = request.getfixturevalue("odd_lm") if kind == "odd" else random_lm(kind)
+    assert lm.wiring.by_layer == (kind != "odd")
+    ids = IDS
+    for interventions in changes(lm, ids):
+        lm.runs.clear()
+        _, *expected = seen_of(lm, interventions, ids)
+        assert patterns_kept(lm)
+        lm.runs.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("transpector.state.run.PATTERN_BYTES", 0)
+            run, *found = seen_of(lm, interventions, ids)
+            for one, other in zip(found, expected, strict=True):
+                # Thumbnails are bytes, of which one may round the other way.
+                tolerance = 1 if one.dtype == np.uint8 else 1e-6
+                assert np.abs(np.asarray(one, float) - np.asarray(other, float)).max() <= tolerance
+            here = {("pattern", 1)} if any(i.reads_here for i in interventions) else set()
+            assert set(patterns_kept(lm)) == here  # only what the run itself reads
+            assert {at for at in run.activations if at[0] == "pattern"} == here
+            n_bytes, in_all = run.nbytes(), lm.runs.nbytes
+            seen_of(lm, interventions, ids)
+            for layer in range(3):
+                run.tensor(("pattern", layer))
+            assert (run.nbytes(), lm.runs.nbytes) == (n_bytes, in_all)
+    lm.runs.clear()
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_a_pattern_that_is_not_kept_is_the_plain_pass_s(random_lm, monkeypatch, kind):
+    lm = random_lm(kind)
+    lm.runs.clear()
+    monkeypatch.setattr("transpector.state.run.PATTERN_BYTES", 0)
+
+    def ablated(z):
+        z[:, 1] = 0
+        return z
+
+    run = lm.run(Question(IDS, (Ablate("L0H1.z"),)))
+    expected = forward(random_model(kind), IDS, {("z", 0): ablated}).activations
+    for layer in range(3):
+        for head in range(4):
+            assert np.abs(run.pattern(layer, head) - expected["pattern", layer][head].numpy()).max() <= 1e-5
+    assert not patterns_kept(lm)
+    lm.runs.clear()
+
+
+def test_what_else_was_asked_for_is_still_kept(random_lm, monkeypatch):
+    lm = random_lm("llama")
+    lm.runs.clear()
+    monkeypatch.setattr("transpector.state.run.PATTERN_BYTES", 0)
+    lm.run(Question(IDS)).activation("L1.q")
+    assert ("q", 1) in lm.run(Question(IDS)).activations
+    assert {kind for kind, _ in lm.run(Question(IDS)).activations} == {
+        *KEPT_KINDS,
+        "resid_post",
+        "final_scale",
+        "q",
+    } - {"pattern"}
+    lm.runs.clear()
+
+
+def test_patterns_are_kept_up_to_so_many_bytes(random_lm, monkeypatch):
+    lm = random_lm("llama")
+    n_bytes = 3 * 4 * 7 * 7 * 4  # layers, heads, queries, keys, float32
+    for limit, kept in ((n_bytes, True), (n_bytes - 1, False)):
+        monkeypatch.setattr("transpector.state.run.PATTERN_BYTES", limit)
+        lm.runs.clear()
+        assert keeps_patterns(lm, 7) == kept
+        assert (("pattern", 2) in lm.run(Question(IDS)).activations) == kept
+    lm.runs.clear()

@@ -1022,7 +1022,9 @@ def test_a_note_is_of_one_part_of_one_model(random_lm):
         tp.Session().annotate("L0H0.z", "nowhere")
 
 
-def test_a_selected_neuron_is_a_site_and_what_this_model_lacks_is_none(random_lm):
+def test_a_selected_neuron_or_dimension_is_a_site_and_what_this_model_lacks_is_none(random_lm):
     session = tp.Session(model=random_lm("llama"))
     session.selection = ["L1N5.mlp_post", "L1N999.mlp_post", "L9.mlp_out", "L1", "L2.mlp_out"]
     assert list(map(str, session.sites)) == ["L1N5.mlp_post", "L2.mlp_out"]
+    session.selection = ["L2D37.resid_pre", "D7.embed", "L1D48.resid_pre", "L9D3.resid_pre", "L2.resid_pre"]
+    assert list(map(str, session.sites)) == ["L2D37.resid_pre", "D7.embed", "L2.resid_pre"]

@@ -1,5 +1,7 @@
 """A site is read as it is printed, names a part of an activation, and says clearly what it can't be."""
 
+import re
+
 import pytest
 
 from transpector.state.errors import SiteError
@@ -36,6 +38,10 @@ PRINTED = {
     "L0.k@-3:": Site("k", 0, position=(-3, None)),
     "L0.k@:": Site("k", 0, position=(None, None)),
     "L12N0.mlp_pre": Site("mlp_pre", 12, neuron=0),
+    "L5D37.resid_pre": Site("resid_pre", 5, dim=37),
+    "D37.embed": Site("embed", dim=37),
+    "L9D4.mlp_out@-1": Site("mlp_out", 9, position=-1, dim=4),
+    "L0D0.attn_out@2:": Site("attn_out", 0, position=(2, None), dim=0),
 }
 
 
@@ -71,6 +77,15 @@ BAD = {
     "L0H1.resid_pre": "resid_pre has no heads: write 'L0.resid_pre'",
     "L0H1.mlp_post": "mlp_post has no heads",
     "L0N1.z": "z has no neurons: only mlp_pre and mlp_post do",
+    "L0D1.z": "z has no dimensions of the residual stream: only embed, resid_pre, attn_out, resid_mid, mlp_out do",
+    "L0D1.mlp_post": "mlp_post has no dimensions",
+    "D1.resid_pre": "resid_pre needs a layer, as in 'L0.resid_pre'",
+    "L0D1.embed": "embed has no layer",
+    "L0H1D3.z": "is no site",
+    "L0D-1.resid_pre": "is no site",
+    "H1.z": "is no site",
+    "L.z": "is no site",
+    ".embed": "is no site",
     "<img src=x onerror=alert(1)>": "is no site",
 }
 
@@ -100,6 +115,8 @@ OUT_OF_RANGE = {
     "L0H2.k": "L0H2.k: a layer of this model has key-value heads 0 to 1, not 2.",
     "L0H3.v": "key-value heads 0 to 1",
     "L0N80.mlp_post": "L0N80.mlp_post: a layer of this model has neurons 0 to 79, not 80.",
+    "L0D48.attn_out": "L0D48.attn_out: this model has dimensions 0 to 47, not 48.",
+    "D48.embed": "dimensions 0 to 47, not 48",
     "L0.z@7": "L0.z@7: this text has positions 0 to 6, not 7.",
     "embed@-8": "this text has positions 0 to 6, not -8.",
     "L0.pattern@7": "this text has positions 0 to 6",
@@ -116,13 +133,19 @@ def test_a_site_out_of_range_is_named_with_the_range(text, message):
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("site", [Site("z", -1), Site("z", 0, -1), Site("mlp_post", 0, neuron=-1)], ids=str)
-def test_layers_heads_and_neurons_do_not_count_from_the_end(site):
+NEGATIVE = [Site("z", -1), Site("z", 0, -1), Site("mlp_post", 0, neuron=-1), Site("embed", dim=-1)]
+
+
+@pytest.mark.parametrize("site", NEGATIVE, ids=str)
+def test_layers_heads_neurons_and_dimensions_do_not_count_from_the_end(site):
     with pytest.raises(SiteError, match="not -1"):
         site.check(SPEC, 7)
 
 
-@pytest.mark.parametrize("text", ["L2H3.z@6", "L0H1.k@-7", "L2N79.mlp_pre", "L0.z@-3:", "L0.z@6:99", "embed"])
+WITHIN = ["L2H3.z@6", "L0H1.k@-7", "L2N79.mlp_pre", "L2D47.resid_mid@6", "L0.z@-3:", "L0.z@6:99", "embed"]
+
+
+@pytest.mark.parametrize("text", WITHIN)
 def test_a_site_within_range_passes(text):
     Site.parse(text).check(SPEC, 7)
 
@@ -141,6 +164,9 @@ SHAPES = {
     "L0.scores@2:5": (4, 3, 7),
     "L0N3.mlp_post": (7,),
     "L0N3.mlp_post@1": (),
+    "L0D3.resid_pre": (7,),
+    "L0D47.mlp_out@1": (),
+    "D3.embed@-3:": (3,),
     "L0.resid_pre@-3:": (3, 48),
     "embed": (7, 48),
 }
@@ -190,3 +216,8 @@ def test_what_a_pass_comes_by_first_is_upstream():
     ranks = [Site.parse(text).rank for text in order]
     assert ranks == sorted(ranks) and len(set(ranks)) == len(ranks)
     assert Site.parse("L0.q").rank == Site.parse("L0.k").rank == Site.parse("L0.v").rank
+
+
+def test_a_neuron_and_a_dimension_are_one_number_at_a_position_and_nothing_else_is():
+    scalars = [text for text in PRINTED if Site.parse(text).is_scalar]
+    assert scalars == [text for text in PRINTED if re.search(r"[ND]\d", text)]

@@ -245,6 +245,32 @@ def test_the_neurons_of_the_selected_layer_add_up_to_its_mlp(sums):
     sums.until(lambda: [name, "0"] in [row[:2] for row in rows(sums, NEURONS)])
 
 
+def test_a_neuron_and_a_dimension_are_scaled_and_set_beside_their_numbers(sums):
+    for id, title in (("L1N3.mlp_post", "L1N3"), ("L1D7.resid_pre", "L1D7.resid_pre")):
+        sums.page.mouse.move(0, 0)  # the label by the pointer covers the button beside it
+        sums.change(selection=[id], interventions=[])
+        expect(sums.page.locator(".big:visible", has_text=title)).to_be_visible()
+        sums.await_answer()
+        sums.settle()
+        values = sums.session.run.activation(id)
+        np.testing.assert_allclose(sums.figure("activation")["activation"], values, rtol=1e-5)
+        far = float(f"{2 * np.abs(values).max():.2g}")
+        sums.button(f"Write {short(far)} into it, twice as far from zero as it gets by itself").click()
+        sums.until(lambda id=id, far=far: sums.session.interventions == [tp.Set(id, far)])
+        expect(sums.rows).to_contain_text(f"set: to {short(far)}")
+        sums.page.mouse.move(0, 0)
+        sums.button("Multiply it by 2; slide the factor in the table").click()
+        sums.until(lambda id=id: sums.session.interventions[1:] == [tp.Scale(id, 2)])
+        expect(sums.page.get_by_role("slider", name=f"Strength of {id}")).to_have_value("2")
+        sums.await_answer()
+        sums.settle()
+        assert (sums.session.run.activation(id) == np.float32(2 * far)).all()
+    # A whole part has the four that it always had
+    sums.change(selection=["L1.mlp_out"])
+    expect(sums.page.locator(".big:visible", has_text="L1.mlp_out")).to_be_visible()
+    expect(sums.button("Multiply it by 2; slide the factor in the table")).to_have_count(0)
+
+
 STRIPS = """canvas => {
   const {cell, strip, cells} = JSON.parse(canvas.dataset.geometry)
   const context = canvas.getContext("2d")
@@ -266,8 +292,7 @@ def test_the_contact_sheet_takes_the_same_colours_while_that_is_wanted(desk):
 
     assert strips() == [[0] * 8] * 4
     before = desk.sheet.evaluate("e => e.dataset.geometry")
-    switch = desk.page.get_by_role("switch", name="Colour by contributions")
-    switch.check()
+    desk.choose("Colour heads by", "Contributions")
     heads = of(desk).heads
     top = float(np.abs(heads).max())
     desk.until(lambda: strips() == colours(heads, top))
@@ -283,7 +308,7 @@ def test_the_contact_sheet_takes_the_same_colours_while_that_is_wanted(desk):
     desk.choose("Metric", "Log-probability")
     expect(desk.page.locator(".legend")).to_contain_text("The metric has no answer token.")
     desk.until(lambda: strips() == [[0] * 8] * 4)
-    switch.uncheck()
+    desk.choose("Colour heads by", "Nothing")
     expect(desk.page.locator(".legend")).not_to_contain_text("no answer")
     desk.change(interventions=[])
     desk.await_answer()

@@ -2,10 +2,12 @@
 
 import logging
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bokeh.document import Document
 from playwright.sync_api import expect
 
 import transpector as tp
@@ -13,6 +15,7 @@ from transpector.components import theme
 from transpector.components.base import visible
 from transpector.serve import FIRST_TEXT
 from transpector.state import direct, measure
+from transpector.state.heads import attention_scores
 
 pytestmark = pytest.mark.browser
 
@@ -98,15 +101,16 @@ def test_the_first_picture_is_what_the_model_computes(desk, builtin):
 
 def test_at_first_an_induction_head_is_selected_and_explained(desk, builtin):
     run = ask(builtin).run
-    scores = measure.induction_scores(run)
+    scores = attention_scores(run)["induction"]
     layer, head = divmod(int(scores.argmax()), scores.shape[1])
     assert desk.session.head == (layer, head)
     guide = desk.page.get_by_text("This text repeats.")
     expect(guide).to_contain_text(f"head L{layer}H{head} attends to what followed")
     expect(desk.page.get_by_text(f"L{layer}H{head}: what each token attends to")).to_be_visible()
-    # The score is what it is said to be: from each repeated token, to what followed it the last time
+    # The score is what it is said to be: from each repeated token, to what followed it before; none comes a third time
     ids = run.token_ids.tolist()
-    pairs = [(at, at - ids[:at][::-1].index(ids[at])) for at in range(len(ids)) if ids[at] in ids[:at]]
+    pairs = [(at, ids.index(ids[at]) + 1) for at in range(len(ids)) if ids[at] in ids[:at]]
+    assert max(map(ids.count, ids)) == 2
     score = np.mean([run.pattern(layer, head)[pair] for pair in pairs])
     assert abs(score - scores.max()) < 1e-5
     assert score >= 0.3
@@ -388,6 +392,47 @@ def test_the_form_takes_any_site_and_says_what_is_wrong_with_one(desk, builtin):
     expect(desk.error).to_have_count(0)
 
 
+def test_the_form_writes_a_number_and_scales_by_a_factor_that_slides(desk, builtin):
+    site = desk.page.get_by_label("Site", exact=True)
+    desk.choose("Do", "Set to a number")
+    site.fill("L1D3.resid_pre@-1")
+    desk.page.get_by_label("Value", exact=True).fill("2.5")
+    desk.page.keyboard.press("Tab")
+    desk.button("Add").click()
+    written = tp.Set("L1D3.resid_pre@-1", 2.5)
+    desk.until(lambda: desk.session.interventions == [written])
+    desk.await_answer()
+    desk.choose("Do", "Scale")
+    expect(desk.page.get_by_label("Value", exact=True)).to_be_hidden()
+    site.fill("L1H0.z")
+    desk.button("Add").click()
+    desk.until(lambda: desk.session.interventions == [written, tp.Scale("L1H0.z", 0.5)])
+    expect(desk.rows.locator(".what")).to_have_text(["set: to 2.5", "scale: × 0.5"])
+    desk.until(lambda: desk.has_colour(1, 0, theme.LIGHT.steered))
+    slider = desk.page.get_by_role("slider", name="Strength of L1H0.z")
+    assert [slider.get_attribute(end) for end in ("min", "max", "value")] == ["-2", "2", None]
+    expect(slider).to_have_value("0.5")
+    expect(slider).to_have_attribute("title", re.compile("^Factor: 1 changes nothing"))
+    slider.focus()
+    for _ in range(5):
+        slider.press("ArrowLeft")
+    desk.until(lambda: desk.session.interventions[1].factor == pytest.approx(0.4))
+    desk.await_answer()
+    wanted = ask(builtin, FIRST_TEXT, *desk.session.interventions)
+    desk.expect_metric(wanted.run.loss.mean(), wanted.baseline.loss.mean())
+    slider.dblclick()
+    desk.until(lambda: desk.session.interventions[1].factor == 1)
+    desk.button("↶ Undo").click()
+    desk.until(lambda: desk.session.interventions[1].factor == 0.5)
+    # What is no number is said
+    desk.page.get_by_label("Factor", exact=True).fill("")
+    desk.page.keyboard.press("Tab")
+    desk.button("Add").click()
+    expect(desk.warning).to_contain_text("is no finite number")
+    desk.await_answer()
+    desk.settle()
+
+
 @pytest.mark.parametrize("kind", ["opt", "gpt_neox"])
 def test_what_an_architecture_can_not_do_is_greyed_out_with_the_reason(
     open_desk, random_directory, random_lm, kind
@@ -574,3 +619,18 @@ def test_the_plain_layout_of_a_notebook_cell_shows_the_same(page, serve, builtin
     expect(desk.rows.locator(".site")).to_have_text([site])
     desk.expect_metric(wanted.run.loss.mean(), wanted.baseline.loss.mean())
     desk.expect_loss(wanted.run, wanted.baseline)
+
+
+def test_what_another_thread_posts_is_scheduled_on_the_page_s_own_thread(desk, monkeypatch):
+    """Bokeh may lose a callback that another thread adds while the page's thread holds changes back."""
+    adds, add = [], Document.add_next_tick_callback
+
+    def noted(document, callback):
+        adds.append(threading.get_ident())
+        return add(document, callback)
+
+    monkeypatch.setattr(Document, "add_next_tick_callback", noted)
+    home, done = [], threading.Event()
+    desk.session.inbox.post(lambda: (home.append(threading.get_ident()), done.set()))
+    desk.until(done.is_set)
+    assert adds and set(adds) == set(home) != {threading.get_ident()}

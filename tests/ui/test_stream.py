@@ -158,7 +158,7 @@ def test_gradients_are_those_of_the_metric_and_measured_only_where_they_are_show
     desk.choose("Show", "Gradient × stream")
     expect_numbers(desk, gradients(session.run, session.metric).dots)
     desk.page.get_by_role("radio", name="saliency").click()
-    desk.until(lambda: desk.board.strip.strip.saliency)
+    desk.until(lambda: desk.board.strip.strip.numbers["saliency"]["values"])
     assert len(measured) == 1
     token = desk.session.run.tokens[7]
     desk.change(metric=tp.Metric("log_prob", token, position=9))

@@ -111,6 +111,65 @@ def test_the_scope_is_chosen_in_the_strip_and_known_in_python(page, open_strip):
     until(page, lambda: component.scope == "all")
 
 
+def told(values, **more):
+    values = np.asarray(values, np.float32)
+    plain = {"top": float(np.abs(values[1:]).max()), "beyond": "", "signed": False, "unit": "", "says": ""}
+    return {"values": values.tobytes(), "name": "L5N311", "hint": "why", "unable": "", **plain, **more}
+
+
+ACTS = [-400.0, -2.5, 0.0, 1.25, 0.6, -0.01, 0.0, 2.0, 0.1, -1.3, 0.0, 2.4999]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_number_of_each_token_colours_it_about_zero_or_from_zero(page, open_strip, dark):
+    of_neuron = told(ACTS, signed=True, says="activation of L5N311", beyond="first token −400")
+    of_metric = told(np.abs(ACTS), unit="nats", says="gradient", name="saliency")
+    numbers = {"activation": of_neuron, "saliency": of_metric}
+    component = strip_of(scope="activation", numbers=numbers, dark=dark, position=3)
+    strip = open_strip(component)
+    share = np.clip(np.array(ACTS) / 2.5, -1, 1)
+    at = 128 + np.floor(127 * share + 0.5).astype(int)
+    scale = theme.diverging(dark)
+    wanted = ["rgba(0, 0, 0, 0)" if i == 128 else "rgb({}, {}, {})".format(*scale[i]) for i in at]
+    assert backgrounds(strip) == wanted
+    key = page.locator(".controls .key:visible")
+    assert key.locator("span").all_text_contents() == ["−2.5", "+2.5 · first token −400"]
+    assert page.get_by_role("radiogroup", name="Direction").is_hidden()
+    hover(strip, 0)
+    lines = page.locator(".label div").all_text_contents()
+    assert lines[1:] == ["−400", "activation of L5N311"]
+    hover(strip, 3)
+    assert page.locator(".label div").all_text_contents()[1] == "+1.25"
+    before = drawn(strip)
+    page.get_by_role("radio", name="saliency").click()
+    await_drawn(strip, before)
+    until(page, lambda: component.scope == "saliency")
+    assert backgrounds(strip) == colours(np.floor(255 * np.abs(share) + 0.5).astype(int), dark)
+    assert key.locator("span").all_text_contents() == ["0", "2.5 nats"]
+
+
+@pytest.mark.browser
+def test_numbers_that_are_missing_or_of_another_text_colour_nothing_and_say_why(page, open_strip):
+    component = strip_of(scope="activation", numbers={"activation": told(ACTS)})
+    strip = open_strip(component)
+    assert set(backgrounds(strip)) != {"rgba(0, 0, 0, 0)"}
+    for numbers in (
+        told(ACTS[:5]),
+        told(ACTS) | {"values": b"", "unable": "None is selected."},
+        told(0 * np.array(ACTS)),
+    ):
+        before = drawn(strip)
+        component.numbers = {"activation": numbers}
+        await_drawn(strip, before)
+        assert set(backgrounds(strip)) == {"rgba(0, 0, 0, 0)"}
+        says = page.locator(".controls .key:visible").text_content()
+        button = page.get_by_role("radio", name="L5N311")
+        assert button.is_disabled() == bool(numbers["unable"])
+        assert button.get_attribute("title") == (numbers["unable"] or "why")
+        assert says.endswith(numbers["unable"] or ("measuring…" if numbers["top"] else "0 at every token"))
+
+
 @pytest.mark.browser
 def test_a_click_holds_a_token_and_a_second_click_lets_it_go(page, open_strip):
     component = strip_of()

@@ -10,6 +10,7 @@ import pytest
 
 import transpector as tp
 from transpector.state import measure
+from transpector.state.heads import attention_scores
 
 pytestmark = pytest.mark.browser
 
@@ -62,7 +63,7 @@ def test_the_circuit_is_found_step_by_step(desk, steps, monkeypatch):
     do("2-stripes")
     at = 30 + int(plain.loss[30:45].argmin())
     desk.until(lambda: session.head == (2, 3) and session.position == at)
-    scores = measure.induction_scores(plain)
+    scores = attention_scores(plain)["induction"]
     assert (scores[2] > 0.35).all() and (np.delete(scores, 2, axis=0) < 0.2).all()
     attended = np.mean([plain.pattern(2, head)[at] for head in range(8)], axis=0)
     assert attended.argmax() == at - 24 + 1  # the token after its first copy
@@ -114,8 +115,8 @@ def test_the_circuit_is_found_step_by_step(desk, steps, monkeypatch):
     desk.until(lambda: len(session.run.interventions) == 3)
     heads = {i.site.head for i in session.interventions}
     assert heads == {1, 4, 5} and {i.site.layer for i in session.interventions} == {1}
-    assert (measure.induction_scores(session.run)[2] < 0.4).all()
-    assert measure.induction_scores(session.run)[2].mean() < 0.3 * scores[2].mean()
+    left = attention_scores(session.run)["induction"][2]
+    assert (left < 0.4).all() and left.mean() < 0.3 * scores[2].mean()
     desk.expect_sheet(measure.thumbnails(session.run)[0], (2, 3), (1, 1), (1, 4), (1, 5))
 
     do("10-generate")
