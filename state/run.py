@@ -173,7 +173,9 @@ def forward(
     ``progress`` told its number.
     """
     began = time.perf_counter()
-    kinds = [kind for kind in KEPT_KINDS if kind != "pattern" or keeps_patterns(model, len(question.token_ids))]
+    kinds = [
+        kind for kind in KEPT_KINDS if kind != "pattern" or keeps_patterns(model, len(question.token_ids))
+    ]
     wanted = {a for a in addresses(model.spec.n_layers, kinds) if model.health.can_read(a[0])}
     wanted |= model.health.extras | {LAST_RESID} | set(keep)
     interventions, entry, known = list(writes(question, model)), None, {}
