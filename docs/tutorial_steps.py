@@ -101,6 +101,22 @@ def generate(page: Page) -> None:
     page.get_by_text("24 tokens, ").wait_for(timeout=PATIENCE)
 
 
+def finder(page: Page) -> None:
+    """Take it all back, and have every head scored."""
+    page.get_by_role("button", name="Delete all").click()
+    expect(rows(page)).to_have_count(0, timeout=PATIENCE)
+    page.get_by_role("tab", name="Heads", exact=True).click()
+    expect(scores(page)).to_have_count(32, timeout=PATIENCE)
+
+
+def composition(page: Page) -> None:
+    """Ask the weights which earlier heads an induction head finds its keys by."""
+    scores(page).filter(has_text="L2H6").click()
+    page.get_by_role("tab", name="Weights", exact=True).click()
+    page.get_by_role("button", name="Composition", exact=True).click()
+    page.get_by_role("group", name="Heads read most").wait_for(timeout=PATIENCE)
+
+
 STEPS = tuple(
     Step(name, do)
     for name, do in {
@@ -114,6 +130,8 @@ STEPS = tuple(
         "8-previous-token": previous,
         "9-proof": proof,
         "10-generate": generate,
+        "11-heads": finder,
+        "12-composition": composition,
     }.items()
 )
 
@@ -121,6 +139,11 @@ STEPS = tuple(
 def rows(page: Page):
     """The lines of the table of interventions."""
     return page.get_by_role("list", name="Interventions").get_by_role("listitem")
+
+
+def scores(page: Page):
+    """The lines of the table of heads and their scores."""
+    return page.get_by_role("table", name="Scores of heads").locator("tbody tr")
 
 
 def fill_site(page: Page, site: str) -> None:

@@ -143,11 +143,11 @@ def _scores(model: "Model", layer: int, head: int, token: int, as_key: bool) -> 
     read = attention_read(model, layer)
     if read.factor is None:
         raise ModelError("The attention scores of this architecture are more than queries times keys.")
-    of_token = read.norm(token_streams(model, [token])[None])[0]
+    of_token = read.normed(token_streams(model, [token]))
     asked = (read.keys if as_key else read.queries)(of_token, head)[0]
     products = torch.empty(model.spec.d_vocab, device=model.spec.device)
     for some, streams in vocabulary(model):
-        normed = read.norm(streams[None])[0]
+        normed = read.normed(streams)
         products[some] = read.products(asked, normed, head, "Q" if as_key else "K")
     return read.scores(products)
 

@@ -71,7 +71,7 @@ def _of_embeddings(
     read = attention_read(model, layer)
     if read.factor is None:
         return None
-    normed = read.norm(streams[None])[0]
+    normed = read.normed(streams)
     scores = read.scores(read.queries(normed, head) @ read.keys(normed, head).T)
     means = [scores.diagonal(-away).mean() for away in range(len(streams))]
     return torch.stack(means).float().cpu().numpy()

@@ -163,9 +163,7 @@ def _outlet(model: "Model", layer: int) -> HeldNorm:
 
 def _read(model: "Model", read: MLPRead, name: str, neuron: int) -> Float[Tensor, " d_vocab"]:
     weight, bias = read.of(name, neuron)
-    return torch.cat(
-        [read.norm(streams[None])[0].float() @ weight + bias for _, streams in vocabulary(model)]
-    )
+    return torch.cat([read.normed(streams) @ weight + bias for _, streams in vocabulary(model)])
 
 
 def _value(run: "Run", layer: int, at: int) -> Float[np.ndarray, " d_mlp"] | None:

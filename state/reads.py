@@ -52,6 +52,10 @@ class AttentionRead:
             return torch.zeros(1, device=self.attn.W_Q.device)
         return weight[head * len(weight) // self.n_heads].float()
 
+    def normed(self, streams: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What the heads are given of streams; computed in the model's dtype."""
+        return self.norm(streams.to(self.attn.W_Q.dtype)[None])[0].float()
+
     def queries(self, normed: Float[Tensor, "token d_model"], head: int) -> Float[Tensor, "token d_head"]:
         """Queries of a head at streams that its norm has been applied to, before positions turn them."""
         return self._projected(normed, "Q", head, getattr(self.attn, "q_norm", None))
@@ -67,8 +71,7 @@ class AttentionRead:
 
     def moved(self, streams: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """What the norm makes of streams, less what it makes of an empty one, which is its bias."""
-        normed = self.norm(streams[None])[0].float()
-        empty = self.norm(torch.zeros_like(streams[:1])[None])[0].float()
+        normed, empty = self.normed(streams), self.normed(torch.zeros_like(streams[:1]))
         return normed - empty if empty.any() else normed
 
     def divided(self, streams: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
@@ -107,6 +110,10 @@ class MLPRead:
     def gated(self) -> bool:
         """Whether each neuron has a gate beside its value."""
         return getattr(self.mlp, "W_gate", None) is not None
+
+    def normed(self, streams: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What the neurons are given of streams; computed in the model's dtype."""
+        return self.norm(streams.to(self.mlp.W_in.dtype)[None])[0].float()
 
     def of(self, name: str, neuron: int) -> tuple[Float[Tensor, " d_model"], Tensor | float]:
         """Weight and bias of a neuron's "in" or "gate"."""

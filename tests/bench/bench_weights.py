@@ -1,4 +1,4 @@
-"""What it costs to say what heads are for, in plain passes; run it on a quiet machine.
+"""What it costs to say what heads and neurons are for; run it on a quiet machine.
 
     python tests/bench/bench_weights.py [--rounds 15] [--tokens 64] [--threads N] [--model ID]
 
@@ -24,7 +24,7 @@ def measure_heads(model: tp.Model, plain: torch.nn.Module, rounds: int, tokens: 
     """Scores of every head of a fresh run, in plain passes; those of weights are made but once."""
     unit = Series("plain pass")
     limits = dict.fromkeys(
-        ("scores of where heads attend", "all scores of heads, a further run", "heads like one"), 0.05
+        ("scores of where heads attend", "all scores of heads, a further run", "heads like one"), 1.0
     )
     views = {name: Series(name) for name in limits}
     memory = dict.fromkeys(limits, 0.0)
@@ -64,8 +64,39 @@ def measure_heads(model: tp.Model, plain: torch.nn.Module, rounds: int, tokens: 
     return lines
 
 
+def measure_weights(model: tp.Model, rounds: int) -> list[str]:
+    """Rows of a head's circuits, the tokens of a neuron and a search, in seconds."""
+    layers, heads_ = model.spec.n_layers, model.spec.n_heads
+    words = [piece for piece in model.pieces(range(300, 400)) if piece.strip().isalpha()]
+    session = tp.Session(model=model, text="The Eiffel Tower is in the city of").wait()
+
+    def at(round_: int) -> tuple[int, int, str]:
+        return 7 * round_ % layers, round_ % heads_, words[round_ % len(words)]
+
+    works: dict[str, tuple[float, Callable[[int], Any]]] = {
+        "OV row of a token": (0.3, lambda n: tp.ov_tokens(model, *at(n))),
+        "QK row of a token": (0.3, lambda n: tp.qk_tokens(model, *at(n))),
+        "tokens that a head copies": (1.0, lambda n: tp.copied_tokens(model, *at(n)[:2])),
+        "tokens of a neuron": (1.0, lambda n: tp.neuron_tokens(model, at(n)[0], n)),
+        "composition with all earlier heads": (1.0, lambda n: tp.composition(model, layers - 1, n % heads_)),
+        "search of all heads and neurons": (20.0, lambda n: tp.writers(session, at(n)[2]).result()),
+    }
+    lines = [f"{rounds} rounds, medians"]
+    for name, (limit, work) in works.items():
+        series, most = Series(name), 0.0
+        for round_ in range(rounds + 1):
+            with Peak() as peak:
+                series.time(lambda work=work, round_=round_: work(round_))
+            most = max(most, peak.mb)
+        once, *further = series.walls
+        median = sorted(further)[len(further) // 2]
+        verdict = f"(at most {limit:g} s: {'reached' if median <= limit else 'MISSED'})"
+        lines.append(f"{name:<40}{median:7.3f} s, the first {once:.2f} s   +{most:4.0f} MB   {verdict}")
+    return lines
+
+
 def main() -> None:
-    """Measure, and print one table."""
+    """Measure, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--rounds", type=int, default=15)
@@ -79,6 +110,7 @@ def main() -> None:
     model = tp.load_model(options.model)
     gc.collect()
     print(f"{options.model}, {options.threads} threads")
+    print(*measure_weights(model, min(5, options.rounds)), sep="\n")
     print(*measure_heads(model, plain, options.rounds, options.tokens), sep="\n")
     print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after")
 

@@ -277,3 +277,13 @@ def test_what_is_no_token_is_refused(random_lm, ask):
         ask(lm, 1, 2, 512)
     with pytest.raises(TextError, match="The text is empty"):
         ask(lm, 1, 2, "")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+def test_in_bfloat16_the_same_is_told_but_for_its_rounding(random_lm, random_directory, kind):
+    exact, rounded = random_lm(kind), load_model(str(random_directory(kind)), dtype="bfloat16")
+    assert np.abs(circuits.copying(rounded) - circuits.copying(exact)).max() < 0.01
+    for row in (circuits.ov_tokens, circuits.qk_tokens):
+        told, expected = (dict(row(model, 1, 1, 5, k=512)[0]) for model in (rounded, exact))
+        top = max(map(abs, expected.values()))
+        assert max(abs(told[token] - value) for token, value in expected.items()) < 0.03 * top

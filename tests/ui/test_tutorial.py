@@ -126,3 +126,24 @@ def test_the_circuit_is_found_step_by_step(desk, steps, monkeypatch):
     with_it = sum(a == b for a, b in zip(pane.before.generation.new_ids, third, strict=True))
     without_it = sum(a == b for a, b in zip(pane.now.generation.new_ids, third, strict=True))
     assert with_it >= 3 > without_it
+
+    do("11-heads")
+    finder = desk.board.late["Heads"]
+    found = tp.head_scores(session.run)
+    induction, previous = (
+        [best[:2] for best in found.top(name, 8)] for name in ("induction", "previous_token")
+    )
+    assert {layer for layer, _ in induction} == {2}
+    assert set(previous[:3]) == {(1, 1), (1, 4), (1, 5)} and found["previous_token"][1, [1, 4, 5]].min() > 0.9
+    assert (found["copying"][2] > 0.9).all() and np.sort(found["induction"].ravel())[-9] < 0.2
+    desk.until(lambda: np.allclose(finder._columns()["copying"], found["copying"]))
+    lines = desk.page.get_by_role("table", name="Scores of heads").locator("tbody th")
+    assert lines.all_text_contents()[:8] == ["L{}H{}".format(*head) for head in induction]
+
+    do("12-composition")
+    assert session.head == (2, 6)
+    keys = tp.composition(session.model, 2, 6)
+    best = np.argsort(-keys.k.ravel())
+    assert {divmod(int(at), 8) for at in best[:3]} == {(1, 1), (1, 4), (1, 5)}
+    assert keys.k.ravel()[best[2]] > 1.4 * keys.k.ravel()[best[3]] > 0
+    assert 2.4 < keys.k.ravel()[best[0]] / keys.chance < 3.6
