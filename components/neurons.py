@@ -237,7 +237,7 @@ class NeuronsPane(Pane):
         self._taking = True
         try:
             if layers and layers[0] != self._layer:
-                self.layer.end = max(self.layer.end, layers[0])
+                self.layer.end = max(self.layer.end or 0, layers[0])
                 self._layer = self.layer.value = layers[0]
             if unit is not None and unit.neuron is not None:
                 self.of.value = NEURONS

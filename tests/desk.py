@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 from transpector.components import theme
 from transpector.components.base import visible
@@ -163,8 +163,14 @@ class Desk:
 
     def choose(self, label: str, option: str) -> None:
         """Choose from a select."""
-        self.select(label).locator("visible=true").click()
         item = self.page.get_by_role("menuitem", name=option, exact=True)
+        for _ in range(5):  # a page that is busy with an answer may let go of a menu again
+            self.select(label).locator("visible=true").click()
+            try:
+                item.wait_for(timeout=PATIENCE * 1000 / 6)
+                break
+            except TimeoutError:
+                continue
         item.click()
         item.wait_for(state="hidden")  # until the menu has gone, it takes every click on the page
 

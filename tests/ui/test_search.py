@@ -26,6 +26,9 @@ def look_for(desk, token):
 def found(desk):
     pane = desk.board.late["Search"]
     desk.until(lambda: pane.writers is not None and pane.writers.is_over)
+    said = "layers in" if pane.writers.state == "done" else "Stopped after"
+    expect(desk.page.get_by_text(said)).to_be_visible()  # and with it the last of the rows
+    desk.settle()
     return pane.writers
 
 
@@ -63,6 +66,11 @@ def test_a_click_selects_what_was_found(search):
     neuron.click()
     search.until(lambda: search.session.selection == [f"{name}.mlp_post"])
     expect(neuron).to_have_attribute("aria-pressed", "true")
+    search.page.get_by_role("tab", name="Neurons", exact=True).click()
+    expect(
+        search.page.get_by_text(f"neuron {name.partition('N')[2]} of 384").locator("visible=true").first
+    ).to_be_visible()
+    search.page.get_by_role("tab", name="Search", exact=True).click()
     head = search.page.get_by_role("group", name="Heads").locator("button.row").first
     layer, number = re.fullmatch(r"L(\d+)H(\d+)", head.locator(".site").inner_text()).groups()
     head.click()
