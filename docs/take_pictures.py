@@ -172,10 +172,7 @@ def heads(page: Page, address: str) -> None:
 
 def weights(page: Page, address: str) -> None:
     """What a late head of SmolLM2 writes and looks for."""
-    about_eiffel(page, address)
-    page.get_by_role("tab", name="Search", exact=True).click()
-    page.get_by_role("button", name="Search", exact=True).click()
-    page.get_by_text("30 layers in").wait_for(timeout=PATIENCE)
+    who_writes_paris(page, address)
     page.get_by_role("group", name="Heads").locator("button.row").first.click()
     page.get_by_role("tab", name="Weights", exact=True).click()
     page.set_viewport_size({"width": 1440, "height": 1000})
@@ -186,10 +183,7 @@ def weights(page: Page, address: str) -> None:
 
 def neurons(page: Page, address: str) -> None:
     """The most active neurons of a layer of SmolLM2, one of them selected."""
-    about_eiffel(page, address)
-    page.get_by_role("tab", name="Search", exact=True).click()
-    page.get_by_role("button", name="Search", exact=True).click()
-    page.get_by_text("30 layers in").wait_for(timeout=PATIENCE)
+    who_writes_paris(page, address)
     page.get_by_role("group", name="Neurons").locator("button.row").first.click()
     page.get_by_role("tab", name="Neurons", exact=True).click()
     page.set_viewport_size({"width": 1440, "height": 1000})
@@ -200,10 +194,7 @@ def neurons(page: Page, address: str) -> None:
 
 def search(page: Page, address: str) -> None:
     """Which heads and neurons of SmolLM2 write Paris."""
-    about_eiffel(page, address)
-    page.get_by_role("tab", name="Search", exact=True).click()
-    page.get_by_role("button", name="Search", exact=True).click()
-    page.get_by_text("30 layers in").wait_for(timeout=PATIENCE)
+    who_writes_paris(page, address)
     page.mouse.move(1080, 20)
     settle(page)
     page.screenshot(path=DOCS / "search.png")
@@ -237,6 +228,14 @@ def about_eiffel(page: Page, address: str) -> None:
     page.get_by_label("Answer", exact=True).fill(" Paris")
     page.get_by_label("Distractor", exact=True).fill(" Rome")
     settle(page)
+
+
+def who_writes_paris(page: Page, address: str) -> None:
+    """SmolLM2 on the same fact, all its heads and neurons searched for those that write Paris."""
+    about_eiffel(page, address)
+    page.get_by_role("tab", name="Search", exact=True).click()
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_text("30 layers in").wait_for(timeout=PATIENCE)
 
 
 def choose(page: Page, label: str, option: str) -> None:
