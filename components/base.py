@@ -13,6 +13,8 @@ from transpector.state.session import Session
 
 _log = logging.getLogger(__name__)
 
+MILLION = 999_500  # and what is rounded to it
+
 # What a page sends while its document is busy comes later, and without the document's lock unless told otherwise; but
 # figures, which are Bokeh's, can't be changed without it.
 for _late in (Syncable._change_coroutine, Syncable._event_coroutine):
@@ -109,13 +111,21 @@ def clip(text: str, length: int = 10) -> str:
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
-def short(number: float | None, signed: bool = False) -> str:
-    """A number to three significant digits, with a true minus sign; a dash for none."""
+def figures(number: float | None, signed: bool = False) -> str:
+    """A number to three significant digits: 0.0123, 1,230, 1.5e7, 1.5e−4; with a true minus sign, a dash for none."""
     if number is None or number != number:
         return "–"
-    text = f"{number:+.3g}" if signed else f"{number:.3g}"
-    if abs(number) < 1e-3 and number:
-        text = f"{number:+.1e}" if signed else f"{number:.1e}"
-    if not float(f"{number:.3g}"):
+    sign = "+" if signed else ""
+    size = abs(number)
+    if size == float("inf"):
+        text = f"{number:{sign}}".replace("inf", "∞")
+    elif not size:
         text = "0"
+    elif size < 1e-3 or size >= MILLION:
+        mantissa, _, power = f"{number:{sign}.1e}".partition("e")
+        text = f"{mantissa.removesuffix('.0')}e{int(power)}"
+    elif size >= 1e3:
+        text = f"{float(f'{number:.3g}'):{sign},.0f}"
+    else:
+        text = f"{number:{sign}.3g}"
     return text.replace("-", "−")

@@ -8,7 +8,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from transpector.components import theme
-from transpector.components.base import Pane, short
+from transpector.components.base import Pane, figures
 from transpector.components.parts.contribution_map import ContributionMap
 from transpector.components.parts.contribution_numbers import (
     BESIDE,
@@ -160,7 +160,7 @@ class ContributionsPane(Pane):
             if abs(value) > ROUNDING * numbers.top
         ]
         in_all = sum([*values.values(), *beside.values()])
-        in_all = short(in_all if abs(in_all) > ROUNDING * numbers.top else 0, signed=True)
+        in_all = figures(in_all if abs(in_all) > ROUNDING * numbers.top else 0, signed=True)
         self._neurons_title.text = f"Neurons of layer {numbers.now.layer}: {in_all} logits in all"
         self.neurons.param.update(rows=rows, top=reach(rows), heads=_heads(which))
 
@@ -276,7 +276,7 @@ def _in_all(found: Any) -> str:
     """That the parts add up to what the model says."""
     return (
         f"{len(found.parts):,} parts add up to {_figures(found.total)} logits; "
-        f"the model’s logit is {_figures(found.logit)} (gap {short(abs(found.gap))})"
+        f"the model’s logit is {_figures(found.logit)} (gap {figures(abs(found.gap))})"
     )
 
 
@@ -284,7 +284,7 @@ def _against(now: Any, before: Any) -> str:
     """What became of the baseline's logit."""
     if before is None:
         return ""
-    return f"Baseline {_figures(before.logit)}, difference {short(now.logit - before.logit, signed=True)}"
+    return f"Baseline {_figures(before.logit)}, difference {figures(now.logit - before.logit, signed=True)}"
 
 
 def _figures(number: float) -> str:

@@ -8,7 +8,7 @@ from bokeh.models import ColumnDataSource, HoverTool, Span
 from bokeh.plotting import figure
 
 from transpector.components import theme
-from transpector.components.base import Pane, short, visible
+from transpector.components.base import Pane, figures, visible
 
 _COLUMNS = ("x", "loss", "before", "token", "predicted", "p", "change")
 
@@ -72,7 +72,7 @@ class TokenLoss(Pane):
             "token": visible(run.tokens[1:]),
             "predicted": visible([piece for piece, _ in guesses]),
             "p": np.array([p for _, p in guesses], np.float32),
-            "change": [short(float(c), signed=True) for c in change],
+            "change": [figures(float(c), signed=True) for c in change],
         }
 
     def show(self, numbers: dict[str, Any]) -> None:

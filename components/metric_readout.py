@@ -7,7 +7,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from transpector.components import theme
-from transpector.components.base import Pane, short
+from transpector.components.base import Pane, figures
 from transpector.components.parts.notice import Notice
 from transpector.state.errors import TranspectorError
 from transpector.state.metric import Metric
@@ -89,10 +89,10 @@ class MetricReadout(Pane):
         self._trouble.text = trouble
         difference = None if now is None else now - before
         self._numbers["now"].param.update(
-            text="" if trouble else f"{short(now)} {metric.unit}", hint=metric.label
+            text="" if trouble else f"{figures(now)} {metric.unit}", hint=metric.label
         )
-        self._numbers["baseline"].text = "" if trouble else f"baseline {short(before)}"
-        self._numbers["difference"].text = "" if trouble else f"difference {short(difference, signed=True)}"
+        self._numbers["baseline"].text = "" if trouble else f"baseline {figures(before)}"
+        self._numbers["difference"].text = "" if trouble else f"difference {figures(difference, signed=True)}"
 
     def __panel__(self) -> Any:
         return pn.Column(

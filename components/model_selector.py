@@ -70,7 +70,8 @@ class ModelSelector(Viewer):
         )
         self.device = pmui.Select(label="Device", options=["cpu"], value="cpu", **wide)
         self.dtype = pmui.Select(label="Precision", options=list(DTYPES), value=DTYPES[0], **wide)
-        self.facts = FactTable(dark=self.param.dark)
+        # As high as it gets: a button that moves up while it is being pressed is not pressed.
+        self.facts = FactTable(dark=self.param.dark, min_height=188)
         self.trouble = Notice(dark=self.param.dark, tone="warning")
         self.loading = Notice(dark=self.param.dark)
         self.load = pmui.Button(label="Load", variant="contained", size="small", margin=0)

@@ -10,7 +10,7 @@ import param
 from panel.custom import JSComponent
 
 from transpector.components import theme
-from transpector.components.base import Pane, short
+from transpector.components.base import Pane, figures
 from transpector.state.interventions import Intervention
 
 
@@ -86,7 +86,7 @@ class PatchTable(Pane):
                     "name": intervention.name,
                     "state": theme.STATES[intervention.verb],
                     "enabled": intervention.enabled,
-                    "effect": "" if effect is None else short(effect, signed=True),
+                    "effect": "" if effect is None else figures(effect, signed=True),
                     "hint": f"{session.metric.label} with it, less without it, the others in force ({unit})",
                 }
             )

@@ -8,7 +8,7 @@ import param
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short, visible
+from transpector.components.base import figures, visible
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.site_list import SiteList
 from transpector.components.parts.sweep_form import button, select
@@ -156,7 +156,7 @@ class TokenSearch(Viewer):
             return f"{writers.done} of {writers.total} layers{left}"
         if writers.state == "cancelled":
             return f"Stopped after {writers.done} of {writers.total} layers"
-        return f"{writers.total} layers in {short(writers.elapsed)} s" if writers.state == "done" else ""
+        return f"{writers.total} layers in {figures(writers.elapsed)} s" if writers.state == "done" else ""
 
     def _list(self) -> None:
         writers = self.writers
@@ -183,7 +183,7 @@ class TokenSearch(Viewer):
     def _row(self, row: dict[str, Any], column: str, pieces: list[str]) -> dict[str, Any]:
         value, at = float(row[column]), int(row["position"])
         told = {"site": row["part"].removesuffix(".z").removesuffix(".mlp_post"), "change": value}
-        told["label"] = short(value, signed=True)
+        told["label"] = figures(value, signed=True)
         told["hint"] = (
             f"{row['part']}: {row['here']:+.4f} logits at position {at} ({pieces[at]}), {row['weight']:+.4f} by weights"
         )

@@ -8,10 +8,10 @@ import panel as pn
 from jaxtyping import Float
 
 from transpector.components import theme
-from transpector.components.base import Pane, clip, visible
+from transpector.components.base import Pane, clip, figures, visible
 from transpector.components.parts import stream_view
 from transpector.components.parts.notice import Notice
-from transpector.components.parts.scale import Scale, figures
+from transpector.components.parts.scale import Scale
 from transpector.components.parts.stream_view import VIEWS, StreamView
 from transpector.components.parts.sweep_form import select
 from transpector.components.parts.touched import positions_of

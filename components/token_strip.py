@@ -9,9 +9,8 @@ from jaxtyping import Float
 from panel.custom import JSComponent
 
 from transpector.components import theme
-from transpector.components.base import Pane, visible
+from transpector.components.base import Pane, figures, visible
 from transpector.components.parts import gradient
-from transpector.components.parts.scale import figures
 from transpector.components.parts.unit import name_of, unit_of
 from transpector.state.errors import SiteError
 

@@ -89,14 +89,20 @@ class Desk:
     def await_answer(self) -> None:
         """Until nothing is under way: the newest question has been answered, well or not."""
         session = self.session
+        self.until_heard()
         self.until(lambda: session.state in ("idle", "empty") and not session.loading[0])
+
+    def until_heard(self) -> None:
+        """Until the page's own thread is done with what it does now: a parameter is seen here before its watchers."""
+        heard = threading.Event()
+        self.session.inbox.post(heard.set)
+        self.until(heard.is_set)
 
     def settle(self) -> None:
         """Until every view that the newest run called for has been computed and sent."""
-        computed, posted = self.session.run.model.worker.submit(lambda: None), threading.Event()
+        computed = self.session.run.model.worker.submit(lambda: None)
         self.until(computed.done)
-        self.session.inbox.post(posted.set)
-        self.until(posted.is_set)
+        self.until_heard()
 
     def change(self, **question: Any) -> None:
         """Ask another question as if from the page, on its own thread: figures may only be changed there."""
@@ -174,6 +180,16 @@ class Desk:
         item.click()
         item.wait_for(state="hidden")  # until the menu has gone, it takes every click on the page
 
+    def fill_number(self, label: str, widget: Any, number: float) -> None:
+        """Type a number into a field, and leave it; a field that is being given its ends may forget what is typed."""
+        field = self.page.get_by_label(label, exact=True).locator("visible=true")
+        end = time.monotonic() + PATIENCE
+        while widget.value != number:
+            assert time.monotonic() < end, f"{label} is {widget.value}, not {number}"
+            field.fill(str(number))
+            field.press("Tab")
+            self.page.wait_for_timeout(500 if widget.value != number else 0)
+
     def select(self, label: str) -> Locator:
         return self.page.get_by_role("combobox", name=label)
 
@@ -233,7 +249,9 @@ class Desk:
         def is_right() -> bool:
             if locator.count() != 1:
                 return False
-            text = (locator.text_content() or "").replace(words, "").replace("−", "-").strip()
+            text = (
+                (locator.text_content() or "").replace(words, "").replace("−", "-").replace(",", "").strip()
+            )
             try:
                 return abs(float(text) - value) <= max(5.1e-3 * abs(value), 1e-5)
             except ValueError:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from transpector.components import theme
-from transpector.components.base import short, visible
+from transpector.components.base import figures, visible
 from transpector.components.graph import pictures
 from transpector.components.graph.drawing import View, card_of
 
@@ -91,7 +91,7 @@ def _output(run: Any, baseline: Any) -> str:
     """The loss, and the next tokens."""
     lines = ["output"]
     if len(run.loss):
-        now, before = (short(float(np.mean(each.loss))) for each in (run, baseline))
+        now, before = (figures(float(np.mean(each.loss))) for each in (run, baseline))
         lines.append(f"loss {now}" + (f"  (baseline {before})" if run.interventions else ""))
     for piece, probability in run.next_tokens(-1, N_TOKENS):
         lines.append(f"{probability:.2f}  {visible([piece])[0][:14]}")

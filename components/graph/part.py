@@ -9,7 +9,7 @@ from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper
 from bokeh.plotting import figure
 
 from transpector.components import theme
-from transpector.components.base import Pane, short, visible
+from transpector.components.base import Pane, figures, visible
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.position_bars import PositionBars
 from transpector.components.parts.promoted_tokens import PromotedTokens
@@ -143,7 +143,7 @@ class PartInspector(Pane):
         except TranspectorError as error:
             return numbers | {"what": f"{numbers['what']}. {error}"}
         at = site.position if isinstance(site.position, int) else at
-        numbers["where"] = f"{_where(run, at)}: {short(float(values[at]), signed=True)}"
+        numbers["where"] = f"{_where(run, at)}: {figures(float(values[at]), signed=True)}"
         numbers |= {"activation": values, "far": {site: float(f"{2 * np.abs(before).max():.2g}") or 1.0}}
         return numbers | _promoted(run, site, at)
 
@@ -155,7 +155,7 @@ class PartInspector(Pane):
         for far in self._far.values():
             self.actions.buttons[
                 -1
-            ].description = f"Write {short(far)} into it, twice as far from zero as it gets by itself"
+            ].description = f"Write {figures(far)} into it, twice as far from zero as it gets by itself"
         self._where.text = numbers.get("where", "")
         self._tokens.visible = "up" in numbers or "hidden" in numbers
         if "up" in numbers:
@@ -166,7 +166,7 @@ class PartInspector(Pane):
             {
                 "piece": f"{numbers['of']}{dim}",
                 "value": value,
-                "label": short(value, signed=True),
+                "label": figures(value, signed=True),
                 "hint": f"{value:+.5f}",
             }
             for dim, value in numbers.get("largest", ())

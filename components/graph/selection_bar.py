@@ -13,6 +13,7 @@ from transpector.components.parts.notice import Notice
 from transpector.components.parts.site_actions import SiteActions
 
 NOTE = "Note…"
+_WRITE, _NO_NOTE = "note, then Enter", "select, then note"
 _SMALL = {"size": "small", "margin": 0}
 
 
@@ -43,15 +44,16 @@ class SelectionBar(Viewer):
         )
         self._does = {"Unfold": unfold, "By position": by_position}
         self._does |= {label: partial(self.actions.do, label) for label in self.actions.makes}
-        self.note = pmui.TextInput(label="", placeholder="note, then Enter", width=148, **_SMALL)
-        self._does[NOTE] = self.note.focus
+        self.note = pmui.TextInput(label="", placeholder=_NO_NOTE, width=148, **_SMALL)
+        self._does[NOTE] = self._begin_note
         self.note.param.watch(self._annotate, "enter_pressed")
 
     def show(self, ids: list[str], has_layers: bool, note: str) -> None:
         """Say what is selected, and offer what can be done with it."""
         self._chosen.text = ids[0] if len(ids) == 1 else f"{len(ids)} selected" if ids else "Nothing selected"
         self.unfold.disabled = self.by_position.disabled = not has_layers
-        self.note.param.update(disabled=not ids, value=note)
+        # Never disabled: what becomes enabled and is given the focus at once does not take it.
+        self.note.param.update(placeholder=_WRITE if ids else _NO_NOTE, value=note)
         self.actions.offer()
 
     def choices(self) -> list[dict[str, str]]:
@@ -64,6 +66,10 @@ class SelectionBar(Viewer):
         """Do what an entry of the menu says."""
         if label in self._does:
             self._does[label]()
+
+    def _begin_note(self) -> None:
+        if self._session.selection:
+            self.note.focus()
 
     def _annotate(self, event: Any) -> None:
         for id in self._session.selection:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.site_list import SiteList
 from transpector.components.parts.value_map import ValueMap
@@ -52,7 +52,7 @@ class FromChance:
     @property
     def ticks(self) -> dict[float, str]:
         """Numbers along the scale."""
-        return {float(at): short(at) for at in np.linspace(self.chance, self.high, 4)}
+        return {float(at): figures(at) for at in np.linspace(self.chance, self.high, 4)}
 
     def shade(self, values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
         """Where numbers lie between ``ends``."""
@@ -130,7 +130,7 @@ class ComposedHeads(Viewer):
             values,
             FromChance(chance, high),
             f"Earlier heads that {name} reads by its {by}",
-            f"{by[:-1] if by != 'queries' else 'query'} composition, 0 to 1; the colour begins at chance, {short(chance)}{beside}",
+            f"{by[:-1] if by != 'queries' else 'query'} composition, 0 to 1; the colour begins at chance, {figures(chance)}{beside}",
             "composition",
         )
         self._shape = values.shape
@@ -142,7 +142,7 @@ class ComposedHeads(Viewer):
             {
                 "site": f"L{layer}H{head}",
                 "change": float(values[layer, head]),
-                "label": short(float(values[layer, head])),
+                "label": figures(float(values[layer, head])),
                 "estimate": f"{values[layer, head] / chance:.1f} ×",
                 "hint": f"L{layer}H{head}: {values[layer, head]:.6f}. A click goes to this head",
             }

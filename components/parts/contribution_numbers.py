@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.state.errors import TranspectorError
 from transpector.state.metric import Metric
 
@@ -134,10 +134,10 @@ def ranked(
 
 def row(name: str, value: float, before: float | None) -> dict[str, Any]:
     """A row of a list, as it takes one."""
-    told = {"site": name, "change": value, "label": short(value, signed=True)}
+    told = {"site": name, "change": value, "label": figures(value, signed=True)}
     told["hint"] = f"{name}: {value:+.4f} logits"
     if before is not None:
-        told |= {"before": before, "estimate": short(before, signed=True)}
+        told |= {"before": before, "estimate": figures(before, signed=True)}
         told["hint"] += f", baseline {before:+.4f}"
     return told
 

@@ -27,7 +27,7 @@ from transpector.components.base import clip
 EDGES = ("left", "right", "top", "bottom", "color", "wide")
 TITLES = 48  # px that the two lines above the picture take
 
-# As `base.short` writes a number; with what is told beside it, where there is such a thing.
+# As `base.figures` writes a number; with what is told beside it, where there is such a thing.
 _CHANGE = """
   const [unit, estimated] = [facts.data.unit[0], facts.data.estimated[0]]
   function signed(number) {

@@ -8,7 +8,7 @@ import param
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.spectrum import EigenvaluePlane, SingularValues
 from transpector.components.parts.weight_numbers import Told, copying_says, effective_rank
@@ -81,7 +81,7 @@ class HeadMatrices(Viewer):
                 self.singular[name].refuse()
             else:
                 rank = effective_rank(values)
-                self._ranks[name].text = f"{name}: effective rank {short(rank)} of {len(values)}"
+                self._ranks[name].text = f"{name}: effective rank {figures(rank)} of {len(values)}"
                 self.singular[name].show(values, rank)
 
     def _show_eigenvalues(self, told: Told) -> None:
@@ -91,7 +91,7 @@ class HeadMatrices(Viewer):
             return
         values, score = told.found
         self._score.text = (
-            f"copying score {short(score, signed=True)}: {copying_says(score).removeprefix('are ')}"
+            f"copying score {figures(score, signed=True)}: {copying_says(score).removeprefix('are ')}"
         )
         self.eigenvalues.show(values)
 

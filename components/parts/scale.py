@@ -7,13 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 from transpector.components import theme
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.parts.effect_figure import palette
 
 SLACK = 3.0  # times what 95 in 100 numbers keep within: what is further out does not stretch the colours
 N_COLOURS = 511
 MOST_TICKS = 6
-MILLION = 999_500  # and what is rounded to it
 
 Kind = Literal["log", "signed", "cosine", "share"]
 
@@ -107,19 +106,6 @@ class Scale:
         way, colours = np.linspace(-1, 1, N_COLOURS), theme.palette("diverging", dark)
         angle = np.sign(way) * (1 - np.arccos(np.abs(way)) * 2 / np.pi)
         return [colours[128 + round(float(127 * at))] for at in angle]
-
-
-def figures(number: float | None, signed: bool = False) -> str:
-    """A number to three significant digits; of a thousand and more it is 1,230, else 1.5e7 and 1.5e−4."""
-    sign = "+" if signed else ""
-    if number is not None and np.isinf(number):
-        return "−∞" if number < 0 else f"{sign}∞"
-    if number is not None and 1e3 <= abs(number) < MILLION:
-        return f"{float(f'{number:.3g}'):{sign},.0f}".replace("-", "−")
-    if number and (abs(number) < 1e-3 or abs(number) >= MILLION):
-        mantissa, _, power = f"{number:{sign}.1e}".partition("e")
-        return f"{mantissa.removesuffix('.0')}e{int(power)}".replace("-", "−")
-    return short(number, signed)
 
 
 def _sizes(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from transpector.components.base import short, visible
+from transpector.components.base import figures, visible
 from transpector.state.grid import Index
 from transpector.state.sites import Site
 
@@ -105,10 +105,10 @@ class SweepView:
         rows = []
         for index in found:
             site, value = str(self.grid.site(index)), float(values[index])
-            row = {"site": site, "change": value, "label": short(value, signed=True)}
+            row = {"site": site, "change": value, "label": figures(value, signed=True)}
             row["hint"] = f"{site}: {value:+.6f} {self.unit}"
             if estimate is not None:
-                row["estimate"] = short(float(estimate[index]), signed=True)
+                row["estimate"] = figures(float(estimate[index]), signed=True)
                 row["hint"] += f", estimate {float(estimate[index]):+.6f}"
             rows.append(row)
         return found, rows
@@ -119,9 +119,9 @@ class SweepView:
         value, guess = float(values[index]), float("nan") if estimate is None else float(estimate[index])
         if np.isnan(value):
             return "not yet"
-        said = f"{short(value, signed=True)} {self.unit}"
+        said = f"{figures(value, signed=True)} {self.unit}"
         if not np.isnan(guess):
-            return f"{said}, estimate {short(guess, signed=True)}"
+            return f"{said}, estimate {figures(guess, signed=True)}"
         return f"{said} (estimate)" if self.estimated else said
 
     def progress(self) -> str:

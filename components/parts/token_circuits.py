@@ -7,7 +7,7 @@ import param
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.parts.distance_curve import DistanceCurve
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.token_ranking import TokenRanking, largest
@@ -82,7 +82,7 @@ class TokenCircuits(Viewer):
             self.copies.refuse(title, copied.reason)
             return
         tokens, score = copied.found
-        says = f"Copying score {short(score, signed=True)}: the eigenvalues of its OV circuit {copying_says(score)}"
+        says = f"Copying score {figures(score, signed=True)}: the eigenvalues of its OV circuit {copying_says(score)}"
         self.copies.show(title, "logits", tokens, largest(tokens), "logits", says)
 
     def _show_matched(self, attends: Told, attended: Told, token: str, unit: str) -> None:

@@ -7,7 +7,7 @@ import param
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short, visible
+from transpector.components.base import figures, visible
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.token_bars import TokenBars
 
@@ -42,7 +42,7 @@ class TokenRanking(Viewer):
             {
                 "piece": visible([piece])[0],
                 "value": value,
-                "label": short(value, signed=True),
+                "label": figures(value, signed=True),
                 "hint": f"{piece!r}: {value:+.4f} {unit}",
             }
             for piece, value in tokens

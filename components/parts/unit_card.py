@@ -7,7 +7,7 @@ import param
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.token_ranking import TokenRanking, largest
 from transpector.components.parts.unit import name_of
@@ -78,8 +78,8 @@ class UnitCard(Viewer):
         self._does.text = _told(numbers.doing, numbers.changed)
         self._was.text = "" if numbers.did is None else f"baseline: {_told(numbers.did, False)}"
         norms = [each[NORM] for each in (numbers.doing, numbers.did) if each is not None and NORM in each]
-        was = f" (baseline {short(norms[1])})" if len(norms) > 1 else ""
-        self._writes.text = f"adds a vector of norm {short(norms[0])} to the stream{was}" if norms else ""
+        was = f" (baseline {figures(norms[1])})" if len(norms) > 1 else ""
+        self._writes.text = f"adds a vector of norm {figures(norms[0])} to the stream{was}" if norms else ""
         self._show_tokens(numbers)
 
     def mark(self, is_selected: bool) -> None:
@@ -112,12 +112,12 @@ class UnitCard(Viewer):
 
 def _told(numbers: dict[str, float], changed: bool) -> str:
     """What a unit does, in a line."""
-    acts, gated = short(numbers[ACTS], signed=True), GATE in numbers and VALUE in numbers
+    acts, gated = figures(numbers[ACTS], signed=True), GATE in numbers and VALUE in numbers
     made = ""
     if gated:
-        made = f"curve({GATE} {short(numbers[GATE], True)}) × {VALUE} {short(numbers[VALUE], True)}"
+        made = f"curve({GATE} {figures(numbers[GATE], True)}) × {VALUE} {figures(numbers[VALUE], True)}"
     elif PRE in numbers:
-        made = f"curve({short(numbers[PRE], True)})"
+        made = f"curve({figures(numbers[PRE], True)})"
     return " ".join(filter(None, (ACTS, acts, made and ("in place of" if changed else "="), made)))
 
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from jaxtyping import Float
 
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.parts import gradient
 from transpector.components.parts.contribution_numbers import ContributionNumbers
 from transpector.components.parts.gradient import PATIENCE
@@ -75,14 +75,14 @@ class UnitRanking:
     def _row(self, name: str, unit: int) -> dict[str, Any]:
         signed = self.asked.by != WRITTEN
         row = {"site": name, "change": float(self.now[unit])}
-        row["label"] = short(row["change"], signed)
+        row["label"] = figures(row["change"], signed)
         if self.before is not None:
             row["before"] = float(self.before[unit])
-            row["estimate"] = short(row["before"], signed)
+            row["estimate"] = figures(row["before"], signed)
         told = [name, told_of(self.doing, unit)]
         told += [f"baseline: {told_of(self.did, unit)}"] if self.did is not None else []
         if self.asked.by in (ADDS, EFFECT):
-            was = "" if self.before is None else f", baseline {short(row['before'], True)}"
+            was = "" if self.before is None else f", baseline {figures(row['before'], True)}"
             told.append(f"{self.asked.by.lower()}: {row['label']}{was} {self.unit}")
         return row | {"hint": "\n".join(told)}
 
@@ -102,7 +102,9 @@ class UnitNumbers:
 
 def told_of(numbers: dict[str, Values], unit: int) -> str:
     """What a unit does, in words."""
-    return ", ".join(f"{name} {short(float(values[unit]), name != NORM)}" for name, values in numbers.items())
+    return ", ".join(
+        f"{name} {figures(float(values[unit]), name != NORM)}" for name, values in numbers.items()
+    )
 
 
 ACTS, GATE, VALUE, PRE, NORM = "activation", "gate", "value", "before the curve", "written norm"

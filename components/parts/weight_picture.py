@@ -11,7 +11,7 @@ from jaxtyping import Float
 from panel.viewable import Viewer
 
 from transpector.components import theme
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.parts.notice import Notice
 from transpector.components.parts.weight_numbers import pooled
 
@@ -86,7 +86,7 @@ class WeightPicture(Viewer):
             "each": [[*each]],
             "size": [[n, m]],
         }
-        self._title.text = f"{self._name}, colours to ±{short(top)}{more}"
+        self._title.text = f"{self._name}, colours to ±{figures(top)}{more}"
         self.figure.visible = True
         return each[1]
 

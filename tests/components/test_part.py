@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import transpector as tp
-from transpector.components.base import short
+from transpector.components.base import figures
 from transpector.components.graph.part import PartInspector
 
 FOUR = ["Zero", "Mean", "Freeze", "Patch"]
@@ -41,7 +41,9 @@ def test_one_number_at_each_position_is_told(inspect, id, title, what):
     assert (pane._title.text, pane._what.text) == (title, what)
     np.testing.assert_array_equal(pane._activation.source.data["activation"], values)
     at = -1 if site.position is None else site.position
-    assert pane._where.text.endswith(f"(position {at % run.n_pos}): {short(float(values[at]), signed=True)}")
+    assert pane._where.text.endswith(
+        f"(position {at % run.n_pos}): {figures(float(values[at]), signed=True)}"
+    )
     assert pane._tokens.visible
 
 
@@ -59,7 +61,7 @@ def test_it_is_scaled_and_set_to_far_more_than_it_is(inspect, id):
         tp.Scale(id, 2),
         tp.Set(id, far),
     ]
-    assert short(far) in pane.actions.buttons[-1].description
+    assert figures(far) in pane.actions.buttons[-1].description
 
 
 def test_what_was_changed_is_set_to_no_more_than_what_was_not(inspect):

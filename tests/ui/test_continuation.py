@@ -22,6 +22,14 @@ def flow(desk, which):
     return desk.page.get_by_role("log", name=f"Continuation, {which}").locator(".token")
 
 
+def open_generate(desk, n, temperature=0):
+    desk.page.get_by_role("tab", name="Generate").click()
+    desk.until(lambda: "Generate" in desk.board.late)
+    pane = desk.board.late["Generate"]
+    desk.fill_number("New tokens", pane.n_tokens, n)
+    desk.fill_number("Temperature", pane.temperature, temperature)
+
+
 def generated(desk):
     pane = desk.board.late["Generate"]
     desk.until(lambda: pane.now.generation is not None and not pane.busy)
@@ -98,9 +106,8 @@ def test_a_difference_of_texts_and_a_saved_vector_are_directions_too(desk):
 
 def test_layers_are_skipped_and_their_heads_struck(desk):
     desk.choose("Do", "Skip layers")
-    fill(desk, "First layer", "1")
-    fill(desk, "Last layer", "2")
-    desk.page.keyboard.press("Tab")
+    desk.fill_number("First layer", desk.board.form.first, 1)
+    desk.fill_number("Last layer", desk.board.form.last, 2)
     desk.button("Add").click()
     desk.until(lambda: desk.session.interventions == [tp.Skip(1, 2)])
     desk.await_answer()
@@ -114,9 +121,7 @@ def test_layers_are_skipped_and_their_heads_struck(desk):
 def test_both_continuations_are_what_the_api_says_and_one_is_inspected(desk):
     session = desk.session
     steer_towards(desk, session.run.tokens[3])
-    desk.page.get_by_role("tab", name="Generate").click()
-    fill(desk, "New tokens", "12")
-    desk.page.keyboard.press("Tab")
+    open_generate(desk, 12)
     desk.button("Generate").click()
     now, before = generated(desk)
     for which, shown, baseline in (("now", now, False), ("baseline", before, True)):
@@ -135,10 +140,7 @@ def test_both_continuations_are_what_the_api_says_and_one_is_inspected(desk):
 
 
 def test_a_long_continuation_is_stopped_and_what_there_is_stays(desk):
-    desk.page.get_by_role("tab", name="Generate").click()
-    fill(desk, "New tokens", "4000")
-    fill(desk, "Temperature", "1")
-    desk.page.keyboard.press("Tab")
+    open_generate(desk, 4000, temperature=1)
     desk.button("Generate").click()
     expect(flow(desk, "now").nth(3)).to_be_visible()
     desk.button("Stop here; what there is stays").click()
@@ -149,10 +151,7 @@ def test_a_long_continuation_is_stopped_and_what_there_is_stays(desk):
 
 
 def test_another_model_ends_what_is_being_said(desk, random_directory):
-    desk.page.get_by_role("tab", name="Generate").click()
-    fill(desk, "New tokens", "4000")
-    fill(desk, "Temperature", "1")
-    desk.page.keyboard.press("Tab")
+    open_generate(desk, 4000, temperature=1)
     desk.button("Generate").click()
     expect(flow(desk, "now").nth(3)).to_be_visible()
     generation = desk.board.late["Generate"].now.generation
@@ -167,9 +166,7 @@ def test_another_model_ends_what_is_being_said(desk, random_directory):
 
 
 def test_it_is_generated_again_at_every_change_if_that_is_wanted(desk):
-    desk.page.get_by_role("tab", name="Generate").click()
-    fill(desk, "New tokens", "5")
-    desk.page.keyboard.press("Tab")
+    open_generate(desk, 5)
     desk.page.get_by_role("switch", name="Again at every change").check()
     desk.button("Generate").click()
     first, _ = generated(desk)

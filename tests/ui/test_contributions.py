@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 import transpector as tp
 from transpector import serve as served
 from transpector.components import theme
-from transpector.components.base import short, visible
+from transpector.components.base import figures, visible
 from transpector.components.parts.effect_figure import palette
 from transpector.state import direct
 from transpector.state.contributions import contributions
@@ -79,7 +79,7 @@ def button(desk, list_name, name):
 
 
 def written(*numbers):
-    return [short(float(number), signed=True) for number in numbers]
+    return [figures(float(number), signed=True) for number in numbers]
 
 
 def said(desk, pattern):
@@ -218,9 +218,7 @@ def test_the_neurons_of_the_selected_layer_add_up_to_its_mlp(sums):
     in_all = said(sums, "^Neurons of layer 3: ")
     assert in_all == [3, pytest.approx(found["L3.mlp_out"], rel=1e-2)]
     # Another layer, by hand
-    box = sums.page.get_by_label("Layer", exact=True)
-    box.fill("0")
-    box.press("Enter")
+    sums.fill_number("Layer", sums.board.late["Contributions"].layer, 0)
     sums.until(lambda: rows(sums, NEURONS)[0][0].startswith("L0N"))
     other = of(sums, layer=0)
     assert rows(sums, NEURONS)[0][1] == written(other.neurons[np.abs(other.neurons).argmax()])[0]
@@ -255,9 +253,9 @@ def test_a_neuron_and_a_dimension_are_scaled_and_set_beside_their_numbers(sums):
         values = sums.session.run.activation(id)
         np.testing.assert_allclose(sums.figure("activation")["activation"], values, rtol=1e-5)
         far = float(f"{2 * np.abs(values).max():.2g}")
-        sums.button(f"Write {short(far)} into it, twice as far from zero as it gets by itself").click()
+        sums.button(f"Write {figures(far)} into it, twice as far from zero as it gets by itself").click()
         sums.until(lambda id=id, far=far: sums.session.interventions == [tp.Set(id, far)])
-        expect(sums.rows).to_contain_text(f"set: to {short(far)}")
+        expect(sums.rows).to_contain_text(f"set: to {figures(far)}")
         sums.page.mouse.move(0, 0)
         sums.button("Multiply it by 2; slide the factor in the table").click()
         sums.until(lambda id=id: sums.session.interventions[1:] == [tp.Scale(id, 2)])

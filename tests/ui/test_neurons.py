@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 import transpector as tp
 from transpector import serve as served
 from transpector.components import theme
-from transpector.components.base import short, visible
+from transpector.components.base import figures, visible
 from transpector.components.parts.unit_numbers import ACTIVATION, ADDS, EFFECT, RANKINGS, WRITTEN
 from transpector.state.contributions import contributions
 from transpector.state.errors import Cancelled
@@ -56,7 +56,8 @@ def expect_list(desk, letter, layer, values, before=None, signed=True):
     order = np.argsort(-size, kind="stable")[:LISTED]
     both = [values] if before is None else [values, before]
     wanted = [
-        [f"L{layer}{letter}{at}", *(short(float(each[at]), signed) for each in both)] for at in order.tolist()
+        [f"L{layer}{letter}{at}", *(figures(float(each[at]), signed) for each in both)]
+        for at in order.tolist()
     ]
     desk.until(lambda: rows(desk) == wanted)
     return order.tolist()
@@ -78,7 +79,7 @@ def expect_tokens(desk, what, found):
     """The lists of tokens of the unit that is shown in full."""
     lists = [*found.writes, *([*high[:4], *low[1::-1]] for high, low in found.reads.values())]
     wanted = [
-        [[visible([piece])[0], short(number, signed=True)] for piece, number in tokens] for tokens in lists
+        [[visible([piece])[0], figures(number, signed=True)] for piece, number in tokens] for tokens in lists
     ]
     shown = desk.page.locator(".root:has(.row > .piece):visible")
     desk.until(lambda: shown.evaluate_all(SECTIONS)[: len(wanted)] == wanted)
@@ -102,16 +103,16 @@ def test_every_ranking_and_every_token_is_the_api_s(units, builtin):
     first, *_ = order = expect_list(units, "N", layer, found.post)
     # Not selected yet, it is shown in full: as a gate and a value, and by its weights.
     expect(units.page.locator(".big:visible", has_text=f"L{layer}N{first}")).to_be_visible()
-    numbers = [short(float(each[first]), True) for each in (found.post, found.pre, found.value)]
+    numbers = [figures(float(each[first]), True) for each in (found.post, found.pre, found.value)]
     expect(
         units.page.get_by_text("activation {} = curve(gate {}) × value {}".format(*numbers), exact=True)
     ).to_be_visible()
     expect(
-        units.page.get_by_text(f"vector of norm {short(float(found.written[first]))} to the stream")
+        units.page.get_by_text(f"vector of norm {figures(float(found.written[first]))} to the stream")
     ).to_be_visible()
     hint = row(units, f"L{layer}N{order[3]}").get_attribute("title")
     for name, values in (("gate", found.pre), ("value", found.value), ("activation", found.post)):
-        assert f"{name} {short(float(values[order[3]]), True)}" in hint
+        assert f"{name} {figures(float(values[order[3]]), True)}" in hint
     of = neuron_tokens(builtin, layer, first, k=6)
     expect_tokens(units, "gated", of)
     units.choose("Rank by", WRITTEN)
@@ -123,9 +124,7 @@ def test_every_ranking_and_every_token_is_the_api_s(units, builtin):
     units.choose("Rank by", EFFECT)
     expect_list(units, "N", layer, effects(run, session.metric, "mlp_post", layer))
     # Another layer and another position
-    box = units.page.get_by_label("Layer", exact=True)
-    box.fill("0")
-    box.press("Enter")
+    units.fill_number("Layer", units.board.late["Neurons"].layer, 0)
     expect_list(units, "N", 0, effects(run, session.metric, "mlp_post", 0))
     units.choose("Rank by", ACTIVATION)
     units.tokens.nth(5).click()
@@ -148,7 +147,7 @@ def test_a_click_selects_everywhere_and_the_text_takes_the_colours_of_what_is_se
     values = run.activation(f"{name}.mlp_post")
     expect_strip(units, values)
     units.tokens.nth(7).hover()
-    expect(units.page.locator(".label:popover-open")).to_contain_text(short(float(values[7]), signed=True))
+    expect(units.page.locator(".label:popover-open")).to_contain_text(figures(float(values[7]), signed=True))
     expect(units.page.locator(".label:popover-open")).to_contain_text(f"activation of {name}")
     # A dimension of the stream: what only neurons can be ranked by is greyed out.
     units.choose("Of", "Stream")
@@ -195,10 +194,10 @@ def test_an_ablation_in_the_inspector_is_seen_against_the_baseline(units):
     now = neurons(session.run, layer, at)
     assert now.post[first] == 0 and session.baseline is not session.run
     expect_list(units, "N", layer, now.post, before.post)
-    assert rows(units)[0] == [name, "0", short(float(before.post[first]), True)]
+    assert rows(units)[0] == [name, "0", figures(float(before.post[first]), True)]
     rgb = ", ".join(str(int(theme.LIGHT.baseline[at : at + 2], 16)) for at in (1, 3, 5))
     expect(row(units, name).locator(".bar.before")).to_have_css("background-color", f"rgb({rgb})")
-    gate, value = (short(float(each[first]), True) for each in (now.pre, now.value))
+    gate, value = (figures(float(each[first]), True) for each in (now.pre, now.value))
     does = f"activation 0 in place of curve(gate {gate}) × value {value}"
     expect(units.page.get_by_text(does, exact=True)).to_be_visible()
     expect_strip(units, np.zeros(session.run.n_pos))
@@ -265,7 +264,7 @@ def test_a_neuron_without_a_gate_is_told_by_what_its_curve_is_given(open_desk, r
     found = neurons(run, layer, session.position)
     assert found.value is None
     first = expect_list(desk, "N", layer, found.post)[0]
-    post, pre = (short(float(each[first]), True) for each in (found.post, found.pre))
+    post, pre = (figures(float(each[first]), True) for each in (found.post, found.pre))
     expect(desk.page.get_by_text(f"activation {post} = curve({pre})", exact=True)).to_be_visible()
     expect_tokens(desk, "neuron", neuron_tokens(session.model, layer, first, k=6))
     assert "gate" not in row(desk, f"L{layer}N{first}").get_attribute("title")

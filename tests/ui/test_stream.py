@@ -6,8 +6,8 @@ from playwright.sync_api import expect
 
 import transpector as tp
 from transpector.components import theme
+from transpector.components.base import figures
 from transpector.components.parts.gradient import is_known
-from transpector.components.parts.scale import figures
 from transpector.components.parts.stream_view import NORMS, unable
 from transpector.state import stream as module
 from transpector.state.errors import Cancelled
@@ -307,13 +307,13 @@ def test_a_gradient_is_given_up_for_another_question_and_measured_in_the_end(str
     expect_numbers(desk, gradients(session.run, session.metric).norms)
 
 
-def disabled(desk, label, option):
+def expect_greyed_out(desk, label, option, is_so=True):
     desk.select(label).click()
     item = desk.page.get_by_role("menuitem", name=option, exact=True)
-    is_disabled = item.get_attribute("aria-disabled") == "true"
+    item.wait_for()
+    (expect(item).to_have_attribute if is_so else expect(item).not_to_have_attribute)("aria-disabled", "true")
     desk.page.keyboard.press("Escape")
     item.wait_for(state="hidden")
-    return is_disabled
 
 
 def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_directory, odd_lm):
@@ -324,13 +324,13 @@ def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_direc
     view = pane(desk).view
     desk.until(lambda: len(view.disabled_options) == 3)
     assert "This model has no ln1_post that tells its scale." in view.description
-    assert disabled(desk, "Show", "LayerNorm scale: ln2")
-    assert not disabled(desk, "Show", "LayerNorm scale: ln1")
-    assert disabled(desk, "Run", "Difference")
+    expect_greyed_out(desk, "Show", "LayerNorm scale: ln2")
+    expect_greyed_out(desk, "Show", "LayerNorm scale: ln1", False)
+    expect_greyed_out(desk, "Run", "Difference")
     desk.add(tp.Ablate("L1H1.z"))
     desk.await_answer()
     desk.until(lambda: not pane(desk).of.disabled_options)
-    assert not disabled(desk, "Run", "Difference")
+    expect_greyed_out(desk, "Run", "Difference", False)
     hidden = unable(desk.session.run, tp.Metric(), frozenset())["LayerNorm scale: ln1"]
     assert hidden == "ln1 does not tell here what it divides by, position by position."
     # Layers that can't be walked one by one have no gradient
@@ -342,7 +342,7 @@ def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_direc
     reason = "This architecture has no gradients here: its layers can't be done one by one."
     expect(desk.warning.filter(has_text=reason)).to_be_visible()
     assert reason in view.description
-    assert disabled(desk, "Show", "Gradient × stream")
+    expect_greyed_out(desk, "Show", "Gradient × stream")
     assert not desk.board.late["Stream"].map.figure.visible
     saliency = desk.page.get_by_role("radio", name="saliency")
     expect(saliency).to_be_disabled()

@@ -6,7 +6,7 @@ from playwright.sync_api import expect
 
 import transpector as tp
 from transpector.components import theme
-from transpector.components.base import short, visible
+from transpector.components.base import figures, visible
 from transpector.components.parts.weight_numbers import N_TOKENS, effective_rank, pooled
 from transpector.state import circuits, composition
 from transpector.state.distance import distance
@@ -79,7 +79,7 @@ def lists(desk):
 
 
 def written(ranking):
-    return [(visible([piece])[0], short(value, signed=True)) for piece, value in ranking]
+    return [(visible([piece])[0], figures(value, signed=True)) for piece, value in ranking]
 
 
 def of_tokens(desk, token):
@@ -119,7 +119,7 @@ def test_the_lists_of_tokens_are_the_api_s_and_follow_the_position_the_head_and_
     expect_tokens(desk, at_position(desk))
     expect(field).to_have_value(session.run.tokens[desk.at(session.run)])
     score = float(circuits.copying(session.model)[session.head])
-    expect(desk.page.get_by_text(f"Copying score {short(score, signed=True)}: ")).to_be_visible()
+    expect(desk.page.get_by_text(f"Copying score {figures(score, signed=True)}: ")).to_be_visible()
     desk.tokens.nth(4).click()
     desk.until(lambda: session.position == 4)
     expect_tokens(desk, at_position(desk))
@@ -212,9 +212,9 @@ def test_composition_is_the_api_s_and_a_click_goes_to_a_head(desk):
         names = ["L{}H{}".format(*np.unravel_index(at, values.shape)) for at in order]
         expect(rows.locator(".site")).to_have_text(names)
         expect(rows.locator(".number:not(.estimate)")).to_have_text(
-            [short(float(values.ravel()[at])) for at in order]
+            [figures(float(values.ravel()[at])) for at in order]
         )
-    assert f"chance, {short(found.chance)}" in composed.map._subtitle.text
+    assert f"chance, {figures(found.chance)}" in composed.map._subtitle.text
     assert composed.map._mapper.low == pytest.approx(found.chance)
     # By key in the list, by hand in the map
     name = rows.first.locator(".site").text_content()
@@ -246,7 +246,7 @@ def test_the_spectra_and_the_matrices_are_the_api_s(desk):
         desk.until(
             lambda column=column, values=values: np.allclose(desk.figure(column)[column], values, rtol=1e-4)
         )
-        rank = short(effective_rank(values))
+        rank = figures(effective_rank(values))
         expect(desk.page.get_by_text(f"{name}: effective rank {rank} of {len(values)}")).to_be_visible()
     eigen, drawn = circuits.ov_eigenvalues(model, 1, 6), desk.figure("real")
     np.testing.assert_allclose(drawn["real"], eigen.real, rtol=1e-5, atol=1e-6)
