@@ -15,6 +15,7 @@ from transpector.components.parts.position_bars import PositionBars
 from transpector.components.parts.promoted_tokens import PromotedTokens
 from transpector.components.parts.site_actions import SiteActions
 from transpector.components.parts.token_bars import TokenBars
+from transpector.components.parts.unit import name_of, scalar_of
 from transpector.state.errors import SiteError, TranspectorError
 from transpector.state.interventions import Scale, Set
 from transpector.state.sites import Site
@@ -95,7 +96,7 @@ class PartInspector(Pane):
         from transpector.state import measure
         from transpector.state.graph import NORMS, graph
 
-        parts, scalar = graph(run.model), _scalar(selection)
+        parts, scalar = graph(run.model), scalar_of(selection)
         at = min(position, run.n_pos - 1)
         if scalar is not None and (whole := str(Site(*scalar.tensor))) in parts:
             return self._of_scalar(run, baseline, parts[whole], scalar, at)
@@ -133,10 +134,14 @@ class PartInspector(Pane):
         """What there is to say of one neuron or dimension of a part."""
         spec = run.model.spec
         if site.neuron is not None:
-            title, which = f"L{site.layer}N{site.neuron}", f"neuron {site.neuron:,} of {spec.d_mlp:,}"
+            which = f"neuron {site.neuron:,} of {spec.d_mlp:,}"
         else:
-            title, which = str(replace(site, position=None)), f"dimension {site.dim:,} of {spec.d_model:,}"
-        numbers = {"title": title, "what": f"{part.hook}, {which}", "tokens": visible(run.tokens)}
+            which = f"dimension {site.dim:,} of {spec.d_model:,}"
+        numbers = {
+            "title": name_of(replace(site, position=None)),
+            "what": f"{part.hook}, {which}",
+            "tokens": visible(run.tokens),
+        }
         try:
             site.check(spec, run.n_pos)
             values, before = (each.activation(replace(site, position=None)) for each in (run, baseline))
@@ -217,15 +222,6 @@ class PartInspector(Pane):
             sizing_mode="stretch_width",
             styles={"gap": f"{theme.UNIT}px"},
         )
-
-
-def _scalar(selection: list[str]) -> Site | None:
-    """The one neuron or dimension that is selected, which is no part of the graph."""
-    try:
-        site = Site.parse(selection[0]) if len(selection) == 1 else None
-    except SiteError:  # a part that is no site, or a whole layer
-        return None
-    return site if site is not None and site.is_scalar else None
 
 
 def _where(run: Any, position: int) -> str:

@@ -8,14 +8,23 @@ from transpector.state.errors import SiteError
 from transpector.state.sites import Site
 
 
-def unit_of(selection: Sequence[str], spec: Any) -> Site | None:
-    """The selected neuron or dimension at all positions; None if anything else is selected, or the model lacks it."""
+def scalar_of(selection: Sequence[str]) -> Site | None:
+    """The selected neuron or dimension, at its position if it has one; None if anything else is selected."""
     try:
         site = Site.parse(selection[0]) if len(selection) == 1 else None
-        if site is None or not site.is_scalar:
-            return None
+    except SiteError:  # a part that is no site, or a whole layer
+        return None
+    return site if site is not None and site.is_scalar else None
+
+
+def unit_of(selection: Sequence[str], spec: Any) -> Site | None:
+    """The selected neuron or dimension at all positions; None if anything else is selected, or the model lacks it."""
+    site = scalar_of(selection)
+    if site is None:
+        return None
+    try:
         site.check(spec)
-    except SiteError:  # a part that is no site, a whole layer, or of another model
+    except SiteError:  # of another model
         return None
     return replace(site, position=None)
 
