@@ -112,11 +112,12 @@ _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def figures(number: float | None, signed: bool = False) -> str:
-    """A number to three significant digits: 0.0123, 1,230, 1.5e7, 1.5e−4; with a true minus sign, a dash for none."""
+    """A number to three significant digits: 0.0120, 1,230, 1.5e7, 1.5e−4; with a true minus sign, a dash for none."""
     if number is None or number != number:
         return "–"
     sign = "+" if signed else ""
-    size = abs(number)
+    rounded = float(f"{number:.3g}")
+    size = abs(rounded)
     if size == float("inf"):
         text = f"{number:{sign}}".replace("inf", "∞")
     elif not size:
@@ -125,7 +126,7 @@ def figures(number: float | None, signed: bool = False) -> str:
         mantissa, _, power = f"{number:{sign}.1e}".partition("e")
         text = f"{mantissa.removesuffix('.0')}e{int(power)}"
     elif size >= 1e3:
-        text = f"{float(f'{number:.3g}'):{sign},.0f}"
+        text = f"{rounded:{sign},.0f}"
     else:
-        text = f"{number:{sign}.3g}"
+        text = f"{rounded:{sign}#.3g}".removesuffix(".")
     return text.replace("-", "−")

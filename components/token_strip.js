@@ -401,10 +401,12 @@ function amount(number, {signed, unit}) {
   return `${signed && number > 0 ? "+" : ""}${figures(number)}${unit && ` ${unit}`}`
 }
 
-// A number to three significant digits.
+// A number as `base.figures` writes it.
 function figures(number) {
-  const small = number && Math.abs(number) < 1e-3
-  return (small ? number.toExponential(1).replace(".0e", "e") : String(Number(number.toPrecision(3)))).replaceAll("-", "−")
+  const rounded = Number(number.toPrecision(3)), size = Math.abs(rounded)
+  const isLong = size && (size < 1e-3 || size >= 1e6)
+  return (isLong ? number.toExponential(1).replace(".0e", "e").replace("e+", "e")
+    : size && size < 1e3 ? rounded.toPrecision(3) : rounded.toLocaleString("en-US")).replaceAll("-", "−")
 }
 
 function clip(words) {

@@ -203,7 +203,7 @@ class Scale(Intervention):
 
     @property
     def what(self) -> str:
-        return f"× {self.factor:.3g}".replace("-", "−")
+        return f"× {_three_digits(self.factor)}"
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Set(Intervention):
 
     @property
     def what(self) -> str:
-        return f"to {self.value:.3g}".replace("-", "−")
+        return f"to {_three_digits(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -360,6 +360,10 @@ class Patch(Intervention):
     @property
     def what(self) -> str:
         return f"from {self.source}" + ("" if self.text is None else f" on “{self.text}”")
+
+
+def _three_digits(number: float) -> str:
+    return f"{float(f'{number:.3g}'):g}".replace("-", "−")
 
 
 def _finite(number: float, what: str) -> float:

@@ -23,6 +23,13 @@ def require(present: bool, what: str) -> None:
         pytest.skip(what)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Tell why a test that was tried again had failed."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"first try of {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
     """Conversions of this test run go where no earlier run's can be met, unless CI keeps them."""

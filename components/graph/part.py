@@ -160,7 +160,7 @@ class PartInspector(Pane):
         for far in self._far.values():
             self.actions.buttons[
                 -1
-            ].description = f"Write {figures(far)} into it, twice as far from zero as it gets by itself"
+            ].description = f"Write {far:g} into it, twice as far from zero as it gets by itself"
         self._where.text = numbers.get("where", "")
         self._tokens.visible = "up" in numbers or "hidden" in numbers
         if "up" in numbers:

@@ -27,17 +27,27 @@ from transpector.components.base import clip
 EDGES = ("left", "right", "top", "bottom", "color", "wide")
 TITLES = 48  # px that the two lines above the picture take
 
-# As `base.figures` writes a number; with what is told beside it, where there is such a thing.
-_CHANGE = """
+FIGURES = """
+  function figures(number, signed, digits) {
+    const rounded = Number(number.toPrecision(digits)), size = Math.abs(rounded)
+    const isLong = size && Number.isFinite(size) && (size < 1e-3 || size >= 1e6)
+    const text = isLong ? number.toExponential(1).replace(".0e", "e").replace("e+", "e")
+      : size && size < 1e3 ? rounded.toPrecision(digits) : rounded.toLocaleString("en-US")
+    return ((signed && number > 0 ? "+" : "") + text).replaceAll("-", "−")
+  }"""
+"""How the pointer's labels write a number: as `base.figures` does."""
+
+# With what is told beside the number, where there is such a thing.
+_CHANGE = (
+    FIGURES
+    + """
   const [unit, estimated] = [facts.data.unit[0], facts.data.estimated[0]]
-  function signed(number) {
-    const digits = Math.abs(number) < 1e-3 && number ? number.toExponential(1) : String(Number(number.toPrecision(DIGITS)))
-    return (number > 0 ? "+" : "") + digits.replaceAll("-", "−")
-  }
+  const signed = (number) => figures(number, true, DIGITS)
   if (Number.isNaN(value)) return "UNKNOWN"
   const guess = GUESS
   const besides = Number.isNaN(guess) ? (estimated ? " (estimate)" : "") : ", BESIDE " + signed(guess)
   return signed(value) + " " + unit + besides"""
+)
 _TICK = "return (tick > 0 ? '+' : '') + String(Number(tick.toPrecision(3))).replaceAll('-', '−')"
 
 _LINE = {

@@ -6,7 +6,7 @@ const ASK = 60 // ms that the view must stand still before its cells are asked f
 
 const CSS = `
 .root { position: relative; font: 12px/16px var(--sans); color: var(--ink); font-variant-numeric: tabular-nums; }
-.scroll { position: relative; overflow: auto; outline: none; border-radius: 4px; box-shadow: inset 0 0 0 1px var(--line); scrollbar-width: thin; }
+.scroll { position: relative; box-sizing: content-box; overflow: auto; width: fit-content; max-width: 100%; outline: none; border: 1px solid var(--line); border-radius: 4px; scrollbar-width: thin; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .across, .down, .corner { position: sticky; background: var(--paper); z-index: 2; }
 .across { top: 0; height: ${TOP}px; z-index: 3; }

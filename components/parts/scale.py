@@ -79,7 +79,7 @@ class Scale:
         where = np.log10(numbers).tolist() if self.kind == "log" else numbers
         is_signed = self.kind == "signed"
         return {
-            float(at): figures(number, is_signed and number > 0)
+            float(at): _trimmed(figures(number, is_signed and number > 0))
             for at, number in zip(where, numbers, strict=True)
         }
 
@@ -123,6 +123,11 @@ def _step(high: float) -> float:
     """Half of the largest round number, about, that is not above this."""
     size = 10.0 ** np.floor(np.log10(high))
     return next(float(size * part) / 2 for part in (8, 6, 4, 2, 1) if size * part <= high)
+
+
+def _trimmed(text: str) -> str:
+    """A round number without the zeros at its end."""
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from transpector.components import theme
 from transpector.components.base import clip
-from transpector.components.parts.effect_figure import TITLES, EffectFigure, label
+from transpector.components.parts.effect_figure import FIGURES, TITLES, EffectFigure, label
 from transpector.components.parts.scale import Scale
 
 CELL = 72  # px, at most
@@ -20,15 +20,13 @@ BAR = 24  # px that a scale below takes
 _SITE = """
   const row = Math.floor(special_vars.y), column = Math.floor(special_vars.x)
   return facts.data.rows[0][row] + facts.data.columns[0][column]"""
-# As `scale.figures` writes it.
-_NUMBER = """
+_NUMBER = (
+    FIGURES
+    + """
   const [quantity, unit, signed] = ["quantity", "unit", "signed"].map((name) => facts.data[name][0])
   if (Number.isNaN(value)) return "no number"
-  const number = Number(value.toPrecision(3))
-  const size = Math.abs(number), isLong = size && Number.isFinite(size) && (size < 1e-3 || size >= 1e6)
-  const figures = isLong ? number.toExponential(1).replace(".0e", "e").replace("e+", "e")
-    : number.toLocaleString("en-US", {maximumFractionDigits: 12})
-  return quantity + " " + ((signed && number > 0 ? "+" : "") + figures).replaceAll("-", "−") + (unit && " " + unit)"""
+  return quantity + " " + figures(value, signed, 3) + (unit && " " + unit)"""
+)
 
 
 class ValueMap(EffectFigure):

@@ -19,7 +19,7 @@ def test_a_first_token_that_is_a_hundred_times_as_large_does_not_stretch_the_col
 def test_a_signed_scale_is_made_for_all_but_the_first_position_where_that_is_left_out():
     values = np.array([[-900.0, 1.0, -2.0], [-900.0, 0.0, 0.5]], np.float32)
     scale = Scale.of(values, "signed", within=values[:, 1:])
-    assert scale.high == 2 and scale.says == "colours to ±2, 2 of 6 cells lie beyond"
+    assert scale.high == 2 and scale.says == "colours to ±2.00, 2 of 6 cells lie beyond"
     assert Scale.of(values[:, :1], "signed", within=values[:, 1:1]).high == 900
     one = np.linspace(-1, 1, 100, dtype=np.float32).reshape(10, 10)
     one[3, 4] = 461

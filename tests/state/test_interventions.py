@@ -362,4 +362,5 @@ def test_a_factor_is_a_strength_and_most_interventions_have_none():
 def test_every_intervention_says_what_it_does():
     assert [replace(i).what for i in EVERY_SORT[:5]] == ["zero", "mean", "hold", "hold", "from L0.mlp_out@3"]
     assert [i.what for i in EVERY_SORT[-4:]] == ["× 0.5", "× −1", "to 3.14", "to −1e−05"]
+    assert Set("L0D3.resid_pre", 1234.5).what == "to 1230"
     assert Patch("L0.z", "L0.z", "Paris").what == "from L0.z on “Paris”"

@@ -323,6 +323,7 @@ def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_direc
     opened(desk)
     view = pane(desk).view
     desk.until(lambda: len(view.disabled_options) == 3)
+    desk.until_heard()
     assert "This model has no ln1_post that tells its scale." in view.description
     expect_greyed_out(desk, "Show", "LayerNorm scale: ln2")
     expect_greyed_out(desk, "Show", "LayerNorm scale: ln1", False)
@@ -341,6 +342,7 @@ def test_what_there_is_not_is_greyed_out_with_the_reason(open_desk, random_direc
     desk.await_answer()
     reason = "This architecture has no gradients here: its layers can't be done one by one."
     expect(desk.warning.filter(has_text=reason)).to_be_visible()
+    desk.until_heard()
     assert reason in view.description
     expect_greyed_out(desk, "Show", "Gradient × stream")
     assert not desk.board.late["Stream"].map.figure.visible

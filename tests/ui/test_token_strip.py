@@ -134,7 +134,7 @@ def test_a_number_of_each_token_colours_it_about_zero_or_from_zero(page, open_st
     wanted = ["rgba(0, 0, 0, 0)" if i == 128 else "rgb({}, {}, {})".format(*scale[i]) for i in at]
     assert backgrounds(strip) == wanted
     key = page.locator(".controls .key:visible")
-    assert key.locator("span").all_text_contents() == ["−2.5", "+2.5 · first token −400"]
+    assert key.locator("span").all_text_contents() == ["−2.50", "+2.50 · first token −400"]
     assert page.get_by_role("radiogroup", name="Direction").is_hidden()
     hover(strip, 0)
     lines = page.locator(".label div").all_text_contents()
