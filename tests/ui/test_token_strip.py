@@ -146,7 +146,7 @@ def test_a_number_of_each_token_colours_it_about_zero_or_from_zero(page, open_st
     await_drawn(strip, before)
     until(page, lambda: component.scope == "saliency")
     assert backgrounds(strip) == colours(np.floor(255 * np.abs(share) + 0.5).astype(int), dark)
-    assert key.locator("span").all_text_contents() == ["0", "2.5 nats"]
+    assert key.locator("span").all_text_contents() == ["0", "2.50 nats"]
 
 
 @pytest.mark.browser
