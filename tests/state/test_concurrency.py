@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from fresh import forget_runs
 
 import transpector as tp
 from transpector.state.interventions import Question
@@ -44,7 +45,7 @@ def in_threads(n, work):
 
 def compare(lm, n_threads, n_turns, text="The Eiffel Tower is in the city of"):
     """Ask everything at once, then one by one: every logit and loss must be equal to the bit."""
-    lm.runs.clear()
+    forget_runs(lm)
     asked = [questions(lm, thread, n_turns, text) for thread in range(n_threads)]
     at_once = {}
 
@@ -56,7 +57,7 @@ def compare(lm, n_threads, n_turns, text="The Eiffel Tower is in the city of"):
     in_threads(n_threads, ask)
     assert len(at_once) == n_threads * n_turns
     different = set()
-    lm.runs.clear()
+    forget_runs(lm)
     for (thread, turn), (question, logits, loss) in at_once.items():
         assert question == asked[thread][turn]
         serial = lm.run(question)
@@ -76,7 +77,7 @@ def test_threads_of_runs_on_smollm2_are_right(smollm2):
 
 def test_eight_sessions_at_once_on_one_model_are_right(random_lm):
     lm = random_lm("llama")
-    lm.runs.clear()
+    forget_runs(lm)
     asked = [questions(lm, thread, 5, "in the city of") for thread in range(8)]
     answers = {}
 
@@ -93,7 +94,7 @@ def test_eight_sessions_at_once_on_one_model_are_right(random_lm):
 
     in_threads(8, ask)
     assert len(answers) == 40
-    lm.runs.clear()
+    forget_runs(lm)
     for (thread, turn), (logits, baseline) in answers.items():
         question = asked[thread][turn]
         assert (lm.run(question).logits == logits).all()
@@ -103,14 +104,14 @@ def test_eight_sessions_at_once_on_one_model_are_right(random_lm):
 def test_readers_and_runs_at_once_disturb_nobody(random_lm):
     """Views read activations that were not kept while others run."""
     lm = random_lm("gpt2")
-    lm.runs.clear()
+    forget_runs(lm)
     ids = lm.tokenize("The Eiffel Tower is in the city of")
     sites = ["L0.q", "L1.k", "L2.v", "L1.scores", "L0.mlp_pre", "embed", "L1.resid_mid"]
     serial = {}
     for thread in range(6):
         run = lm.run(Question(ids, (tp.Ablate(f"L1H{thread % 4}.z"), tp.Ablate(f"L0N{thread}.mlp_post"))))
         serial[thread] = {site: run.activation(site) for site in sites}
-    lm.runs.clear()
+    forget_runs(lm)
 
     def read(thread):
         for _ in range(3):

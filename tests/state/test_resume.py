@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fresh import forget_runs
 
 import transpector as tp
 from random_models import KINDS
@@ -18,9 +19,9 @@ IDS = (3, 4, 5, 6, 7, 8, 9, 3)
 @pytest.fixture(params=KINDS)
 def lm(request, random_lm):
     lm = random_lm(request.param)
-    lm.runs.clear()
+    forget_runs(lm)
     yield lm
-    lm.runs.clear()
+    forget_runs(lm)
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def test_what_the_stream_has_felt_is_not_done_to_it_again(lm):
     assert run.first_layer == 1
     same(run, whole(lm, run.question))
     read = run.activation("L1.q")
-    lm.runs.clear()
+    forget_runs(lm)
     assert (read == lm.run(run.question).activation("L1.q")).all()
 
 
@@ -131,7 +132,7 @@ def test_undo_and_redo_need_no_pass(lm):
 
 def test_what_a_session_shows_stays_while_others_run(random_lm):
     lm = random_lm("llama")
-    lm.runs.clear()
+    forget_runs(lm)
     text, other = "The Eiffel Tower", "The Eiffel Tower is"
     session = tp.Session(lm, text)
     session.interventions = [tp.Patch("L1.mlp_out@0", source="L1.mlp_out@0", text=other)]

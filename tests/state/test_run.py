@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from fresh import forget_runs
 
 from random_models import random_model
 from reference import forward
@@ -144,14 +145,14 @@ def test_tokens_are_the_pieces_of_the_ids(lm):
 
 
 def test_the_same_question_is_answered_from_the_cache(lm):
-    lm.runs.clear()
+    forget_runs(lm)
     first = lm.run(Question(IDS, (Ablate("L0H1.z", name="a"),)))
     assert lm.run(Question(IDS, (Ablate("L0H1.z", name="b"),))) is first
     assert lm.run(Question(IDS, (Ablate("L0H2.z"),))) is not first
 
 
 def test_what_was_kept_for_one_is_there_for_the_next(lm):
-    lm.runs.clear()
+    forget_runs(lm)
     lm.run(Question(IDS)).activation("L1.q")
     lm.run(Question(IDS)).activation("L2.q")
     run = lm.run(Question(IDS))
@@ -226,7 +227,7 @@ def hooks_on(lm):
 
 
 def test_a_cancelled_pass_leaves_no_hooks_and_the_next_is_right(lm, hf_model):
-    lm.runs.clear()
+    forget_runs(lm)
     seen, before = [], hooks_on(lm)
     assert not any(map(any, before.values()))
     with pytest.raises(Cancelled):
@@ -237,7 +238,7 @@ def test_a_cancelled_pass_leaves_no_hooks_and_the_next_is_right(lm, hf_model):
 
 
 def test_an_error_inside_a_hook_leaves_no_hooks_and_the_next_pass_is_right(lm, hf_model, monkeypatch):
-    lm.runs.clear()
+    forget_runs(lm)
     before = hooks_on(lm)
 
     def broken(self, whole, source):
@@ -265,14 +266,14 @@ def test_a_pass_cancelled_while_it_learns_a_pattern_leaves_no_hooks(random_lm, k
 
 
 def test_progress_names_every_layer(lm):
-    lm.runs.clear()
+    forget_runs(lm)
     seen = []
     lm.run(Question(IDS), progress=seen.append)
     assert seen == [0, 1, 2]
 
 
 def test_a_run_does_not_depend_on_the_caller_s_grad_mode(lm):
-    lm.runs.clear()
+    forget_runs(lm)
     with torch.enable_grad():
         run = lm.run(Question(IDS))
     assert not run.logits.requires_grad and run.logits.grad_fn is None
@@ -324,10 +325,10 @@ def test_patterns_that_are_not_kept_are_made_anew_and_are_the_same(random_lm, re
     assert lm.wiring.by_layer == (kind != "odd")
     ids = IDS
     for interventions in changes(lm, ids):
-        lm.runs.clear()
+        forget_runs(lm)
         _, *expected = seen_of(lm, interventions, ids)
         assert patterns_kept(lm)
-        lm.runs.clear()
+        forget_runs(lm)
         with monkeypatch.context() as patch:
             patch.setattr("transpector.state.run.PATTERN_BYTES", 0)
             run, *found = seen_of(lm, interventions, ids)
@@ -343,13 +344,13 @@ def test_patterns_that_are_not_kept_are_made_anew_and_are_the_same(random_lm, re
             for layer in range(3):
                 run.tensor(("pattern", layer))
             assert (run.nbytes(), lm.runs.nbytes) == (n_bytes, in_all)
-    lm.runs.clear()
+    forget_runs(lm)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_a_pattern_that_is_not_kept_is_the_plain_pass_s(random_lm, monkeypatch, kind):
     lm = random_lm(kind)
-    lm.runs.clear()
+    forget_runs(lm)
     monkeypatch.setattr("transpector.state.run.PATTERN_BYTES", 0)
 
     def ablated(z):
@@ -362,12 +363,12 @@ def test_a_pattern_that_is_not_kept_is_the_plain_pass_s(random_lm, monkeypatch, 
         for head in range(4):
             assert np.abs(run.pattern(layer, head) - expected["pattern", layer][head].numpy()).max() <= 1e-5
     assert not patterns_kept(lm)
-    lm.runs.clear()
+    forget_runs(lm)
 
 
 def test_what_else_was_asked_for_is_still_kept(random_lm, monkeypatch):
     lm = random_lm("llama")
-    lm.runs.clear()
+    forget_runs(lm)
     monkeypatch.setattr("transpector.state.run.PATTERN_BYTES", 0)
     lm.run(Question(IDS)).activation("L1.q")
     assert ("q", 1) in lm.run(Question(IDS)).activations
@@ -377,7 +378,7 @@ def test_what_else_was_asked_for_is_still_kept(random_lm, monkeypatch):
         "final_scale",
         "q",
     } - {"pattern"}
-    lm.runs.clear()
+    forget_runs(lm)
 
 
 def test_patterns_are_kept_up_to_so_many_bytes(random_lm, monkeypatch):
@@ -385,7 +386,7 @@ def test_patterns_are_kept_up_to_so_many_bytes(random_lm, monkeypatch):
     n_bytes = 3 * 4 * 7 * 7 * 4  # layers, heads, queries, keys, float32
     for limit, kept in ((n_bytes, True), (n_bytes - 1, False)):
         monkeypatch.setattr("transpector.state.run.PATTERN_BYTES", limit)
-        lm.runs.clear()
+        forget_runs(lm)
         assert keeps_patterns(lm, 7) == kept
         assert (("pattern", 2) in lm.run(Question(IDS)).activations) == kept
-    lm.runs.clear()
+    forget_runs(lm)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from fresh import forget_runs
 
 import transpector as tp
 from random_models import random_model
@@ -27,7 +28,7 @@ WAIT = 60  # s; far more than anything here takes
 @pytest.fixture
 def lm(random_lm):
     lm = random_lm("llama")
-    lm.runs.clear()
+    forget_runs(lm)
     return lm
 
 
@@ -959,7 +960,7 @@ def test_a_closed_session_stops_reports_nothing_and_lets_go_of_the_model(lm, gat
     lm.worker.call(lambda: None)
     assert reports == [] and passes == []
     assert session.run is None and session.model is None
-    lm.runs.clear()
+    forget_runs(lm)
     gc.collect()
     assert gone() is None
 

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from fresh import forget_runs
 
 import transpector as tp
 from random_models import random_model
@@ -185,7 +186,7 @@ def test_a_norm_that_only_some_layers_tell_is_nothing_in_the_others(random_direc
     lm = tp.load_model(str(random_directory("llama")))
     run = lm.run(Question(IDS))
     whole = stream(run)
-    lm.runs.clear()
+    forget_runs(lm)
     names = lm.stack.names - {"blocks.1.ln2.hook_scale"}
     monkeypatch.setattr(type(lm.stack), "names", names)
     found = stream(run)

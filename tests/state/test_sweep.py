@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from fresh import forget_runs
 
 import transpector as tp
 from random_models import KINDS as ARCHITECTURES
@@ -218,7 +219,7 @@ def test_what_stands_is_done_once_to_every_pass(random_lm, architecture):
     before = session.metric.of(session.wait().run)
     sweep = tp.sweep(session).result(WAIT)
     for index in ((0, 1), (1, 2), (2, 3)):
-        lm.runs.clear()
+        forget_runs(lm)
         session.interventions = [*session.interventions[:2], sweep.intervention(index)]
         after = session.metric.of(session.wait().run)
         assert sweep.array[index] == pytest.approx(after - before, abs=TOLERANCE)
@@ -501,7 +502,7 @@ def test_verifying_runs_the_largest_and_tells_how_far_to_trust_the_rest(lm):
 
 def right(lm, architecture="llama"):
     session = session_on(lm)
-    lm.runs.clear()
+    forget_runs(lm)
     expected = forward(plain(architecture), lm.tokenize(session.text)).logits
     return (session.wait(WAIT).run.logits - expected).abs().max() <= 1e-4
 
