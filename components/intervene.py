@@ -56,6 +56,8 @@ class Intervene(Viewer):
             self.first, self.last, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}
         )
         self.add = pmui.Button(label="Add", variant="outlined", size="small", margin=0, icon="add")
+        self._fields = _column()
+        self._suggested = ""
         self._trouble = Notice(dark=self.param.dark, tone="warning")
         self._kinds = Notice(dark=self.param.dark)
         self.way.param.watch(self._arrange, "value")
@@ -67,23 +69,30 @@ class Intervene(Viewer):
 
     def _arrange(self, *events: Any) -> None:
         way = self.way.value
-        self.source.visible = way in (FROM_B, FROM_HERE)
         self.source.placeholder = "the same site" if way == FROM_B else "an upstream site"
-        self.value.visible = way == SET
-        self.factor.visible = way == SCALE
-        self.site.visible = way != SKIP
-        self._layers.visible = way == SKIP
-        self.direction.visible = way == STEER
         self._suggest()
+        beside = {
+            SET: [self.value],
+            SCALE: [self.factor],
+            FROM_B: [self.source],
+            FROM_HERE: [self.source],
+            STEER: [self.direction],
+        }
+        # What another way asks for is not even there: each field keeps a page waiting that opens.
+        self._fields[:] = [self._layers] if way == SKIP else [self.site, *beside.get(way, [])]
 
     def _suggest(self, *events: Any) -> None:
         model, sites = self.session.model, self.session.sites
         steers = self.way.value == STEER
         if steers:  # where most directions make sense
             sites = [site for site in sites if site.axes_of_kind == ("pos", "d_model") and site.dim is None]
-            self.site.value = str(sites[0]) if sites else f"L{self.session.head[0]}.resid_pre"
+            suggested = str(sites[0]) if sites else f"L{self.session.head[0]}.resid_pre"
         elif sites or model is None:
-            self.site.value = str(sites[0]) if sites else "L{}H{}.z".format(*self.session.head)
+            suggested = str(sites[0]) if sites else "L{}H{}.z".format(*self.session.head)
+        else:
+            suggested = self.site.value
+        if events or self.site.value == self._suggested:  # another way leaves a site as it was typed
+            self.site.value = self._suggested = suggested
         if model is not None:
             able = [kind for kind in AXES if model.health.can_write(kind) and (kind in STEERED or not steers)]
             self._kinds.param.update(text="Kinds: " + " ".join(able), hint="\n".join(model.health.reasons))
@@ -144,16 +153,13 @@ class Intervene(Viewer):
         return Patch(site, source, self.session.text_b)
 
     def __panel__(self) -> Any:
-        return pn.Column(
+        return _column(
             self.way,
-            self.site,
-            self.source,
-            self.value,
-            self.factor,
-            self.direction,
-            self._layers,
+            self._fields,
             self._trouble,
             pn.Row(self.add, self._kinds, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
-            sizing_mode="stretch_width",
-            styles={"gap": f"{theme.UNIT + 4}px"},
         )
+
+
+def _column(*parts: Any) -> pn.Column:
+    return pn.Column(*parts, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT + 4}px"})

@@ -41,14 +41,9 @@ class MetricReadout(Pane):
             sizing_mode="stretch_width",
             description="-1 is the last token",
         )
-        self._tokens = pn.Column(
-            pn.Row(
-                self._answer, self._distractor, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}
-            ),
-            self._position,
-            sizing_mode="stretch_width",
-            styles={"gap": f"{theme.UNIT}px"},
-        )
+        gap = {"gap": f"{theme.UNIT}px"}
+        self._tokens = pn.Row(sizing_mode="stretch_width", styles=gap)
+        self._fields = pn.Column(sizing_mode="stretch_width", styles=gap)
         self._numbers = {
             name: Notice(dark=self.param.dark, tone=tone)
             for name, tone in (("baseline", "quiet"), ("now", "big"), ("difference", "quiet"))
@@ -73,8 +68,8 @@ class MetricReadout(Pane):
 
     def _arrange(self) -> None:
         kind = KINDS[self._kind.value]
-        self._tokens.visible = kind != "loss"
-        self._distractor.visible = kind == "logit_diff"
+        self._tokens[:] = [self._answer, self._distractor] if kind == "logit_diff" else [self._answer]
+        self._fields[:] = [] if kind == "loss" else [self._tokens, self._position]
 
     def measure(
         self, run: Any, baseline: Any, metric: Metric
@@ -97,7 +92,7 @@ class MetricReadout(Pane):
     def __panel__(self) -> Any:
         return pn.Column(
             self._kind,
-            self._tokens,
+            self._fields,
             pn.Row(
                 self._numbers["now"],
                 pn.Column(

@@ -76,7 +76,14 @@ class ModelSelector(Viewer):
         self.loading = Notice(dark=self.param.dark)
         self.load = pmui.Button(label="Load", variant="contained", size="small", margin=0)
         self.cancel = pmui.Button(label="Cancel", variant="text", size="small", margin=0, visible=False)
-        self.dialog = self._dialog()
+        self._below = self._column()
+        self.dialog = pmui.Dialog(
+            self._column(self.model, self._below, margin=(theme.UNIT, 0)),
+            title="Model",
+            width_option="sm",
+            show_close_button=True,
+            close_on_click=True,  # beside it, or Escape
+        )
         self._asked = 0
         for widget in (self.model, self.device, self.dtype):
             widget.param.watch(self._describe, "value")
@@ -85,29 +92,23 @@ class ModelSelector(Viewer):
         self.cancel.on_click(lambda event: session.cancel())
         session.param.watch(self._tell, ["loading", "error", "model"])
 
-    def _dialog(self) -> pmui.Dialog:
-        return pmui.Dialog(
-            pn.Column(
-                self.model,
-                pn.Row(
-                    self.device, self.dtype, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}
-                ),
-                self.facts,
-                self.trouble,
-                self.loading,
-                pn.Row(self.load, self.cancel, styles={"gap": f"{theme.UNIT}px"}),
-                sizing_mode="stretch_width",
-                margin=(theme.UNIT, 0),
-                styles={"gap": f"{2 * theme.UNIT}px"},
-            ),
-            title="Model",
-            width_option="sm",
-            show_close_button=True,
-            close_on_click=True,  # beside it, or Escape
-        )
+    def _facts_and_buttons(self) -> list[Any]:
+        return [
+            pn.Row(self.device, self.dtype, sizing_mode="stretch_width", styles={"gap": f"{theme.UNIT}px"}),
+            self.facts,
+            self.trouble,
+            self.loading,
+            pn.Row(self.load, self.cancel, styles={"gap": f"{theme.UNIT}px"}),
+        ]
+
+    def _column(self, *parts: Any, **options: Any) -> pn.Column:
+        styles = {"gap": f"{2 * theme.UNIT}px"}
+        return pn.Column(*parts, sizing_mode="stretch_width", styles=styles, **options)
 
     def open(self) -> None:
         """Show the dialog, with the models on this computer to choose from."""
+        if not self._below:  # before, it would only keep a page waiting that opens
+            self._below[:] = self._facts_and_buttons()
         self.dialog.open = True
         self._filling = asyncio.ensure_future(self._fill())
 

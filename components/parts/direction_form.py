@@ -36,7 +36,6 @@ class DirectionForm(Viewer):
     """Choose a direction; ``entered`` is called on Enter. ``direction`` says which, or what is missing."""
 
     dark = param.Boolean(default=False, allow_refs=True, doc="Whether the page is dark.")
-    visible = param.Boolean(default=True, doc="Whether it is there.")
 
     def __init__(self, entered: Callable[[], None], **params: Any):
         super().__init__(**params)
@@ -66,7 +65,6 @@ class DirectionForm(Viewer):
             self.file,
             sizing_mode="stretch_width",
             styles={"gap": f"{theme.UNIT + 4}px"},
-            visible=self.param.visible,
         )
         self._arrange()
 

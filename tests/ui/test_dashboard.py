@@ -372,8 +372,9 @@ def test_the_form_takes_any_site_and_says_what_is_wrong_with_one(desk, builtin):
         add.click()
         expect(desk.warning).to_contain_text(words)
         expect(desk.rows).to_have_count(1)
-    desk.choose("Do", "Patch from text B")
     site.fill("L1H0.z")
+    desk.choose("Do", "Patch from text B")
+    expect(site).to_have_value("L1H0.z")  # as it was typed
     add.click()
     expect(desk.warning).to_contain_text("Text B is empty.")
     desk.choose("Do", "Patch from this run")
